@@ -1,0 +1,2 @@
+//! Intel APIC virtualization.
+#![no_std]

@@ -1,0 +1,2 @@
+//! Hardware access traits.
+#![no_std]

@@ -1,0 +1,2 @@
+//! The bare-metal image.
+fn main() {}

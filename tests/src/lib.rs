@@ -1,0 +1,1 @@
+//! Silicon models and scenario tests.

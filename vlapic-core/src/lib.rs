@@ -1,0 +1,3 @@
+//! The architectural local APIC over its page.
+#![no_std]
+#![forbid(unsafe_code)]
