@@ -1,2 +1,17 @@
-//! Hardware access traits.
+//! What a virtual interrupt controller driver needs from the machine, as tiny traits.
 #![no_std]
+#![deny(unsafe_code)]
+
+mod address;
+mod cpuid;
+mod interrupt;
+mod msr;
+mod time;
+mod vmcs;
+
+pub use address::{PhysAddr, Translate};
+pub use cpuid::{CpuFeatures, Cpuid, Vendor};
+pub use interrupt::{SendError, SendInterrupt};
+pub use msr::{MsrError, ReadMsr, WriteMsr};
+pub use time::Clock;
+pub use vmcs::{FieldKind, FieldWidth, Vmcs, VmcsError, VmcsField};
