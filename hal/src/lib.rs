@@ -9,6 +9,10 @@ mod msr;
 mod time;
 mod vmcs;
 
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "privileged instructions have their home here")]
+pub mod x86;
+
 pub use address::{PhysAddr, Translate};
 pub use cpuid::{CpuFeatures, Cpuid, Vendor};
 pub use interrupt::{SendError, SendInterrupt};
