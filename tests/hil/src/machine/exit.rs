@@ -1,0 +1,31 @@
+//! How a run ends.
+
+use x86::io::{outb, outl};
+
+use super::console;
+use super::identity::{self, Machine};
+
+/// QEMU's `isa-debug-exit` where the runner puts it.
+const QEMU_EXIT: u16 = 0xf4;
+/// Bochs and older QEMU power off when the word `Shutdown` is written here.
+const BOCHS_SHUTDOWN: u16 = 0x8900;
+
+/// Prints the closing record, waits for it to leave, and ends the emulator; a real machine stops here for good.
+pub(crate) fn exit(code: u32) -> ! {
+    crate::println!("HIL-EXIT {code}");
+    console::drain();
+    if identity::machine() != Machine::Metal {
+        // SAFETY: on an emulator this port is the exit device or nothing.
+        unsafe { outl(QEMU_EXIT, code) };
+        for byte in *b"Shutdown" {
+            // SAFETY: on an emulator this port is the shutdown device or nothing.
+            unsafe { outb(BOCHS_SHUTDOWN, byte) };
+        }
+    }
+    loop {
+        // SAFETY: nothing waits for an interrupt any more on this CPU.
+        unsafe { x86::irq::disable() };
+        // SAFETY: with interrupts off this stops the CPU, as wanted.
+        unsafe { x86::halt() };
+    }
+}

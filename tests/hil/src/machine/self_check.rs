@@ -1,0 +1,170 @@
+//! The machine layer's own cases: CPUs, IPIs, timer, x2APIC.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use super::apic::{self, Mode};
+use super::command_line::CommandLine;
+use super::{identity, interrupts, msr, pit, smp};
+
+/// How a case ends that was not run to a pass or a failure.
+pub(crate) enum Outcome {
+    Pass,
+    Skip(&'static str),
+    Fail(&'static str),
+}
+
+/// A case by its name.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) run: fn(&CommandLine) -> Outcome,
+}
+
+pub(crate) const CASES: &[Case] = &[
+    Case {
+        name: "machine-cpus",
+        run: all_cpus_up,
+    },
+    Case {
+        name: "machine-work",
+        run: work_runs_on_its_cpu,
+    },
+    Case {
+        name: "machine-ipi",
+        run: ipi_received_once,
+    },
+    Case {
+        name: "machine-timer",
+        run: timer_interrupts,
+    },
+    Case {
+        name: "machine-msr-fault",
+        run: missing_msr_is_a_value,
+    },
+    Case {
+        name: "machine-x2apic",
+        run: x2apic_on_another_cpu,
+    },
+];
+
+const IPI_VECTOR: u8 = 0x41;
+const TIMER_VECTOR: u8 = 0x42;
+
+/// Polls for up to a second of machine time.
+fn within_a_second(condition: impl Fn() -> bool) -> bool {
+    (0..1000).any(|_| {
+        if condition() {
+            return true;
+        }
+        pit::delay(1_000);
+        condition()
+    })
+}
+
+fn all_cpus_up(line: &CommandLine) -> Outcome {
+    match line.number("cpus") {
+        Some(expected) if expected != smp::cpu_count() as u64 => {
+            Outcome::Fail("not as many CPUs as announced")
+        }
+        _ if (0..smp::cpu_count()).any(|a| (0..a).any(|b| smp::apic_id(a) == smp::apic_id(b))) => {
+            Outcome::Fail("two CPUs with one APIC ID")
+        }
+        _ => Outcome::Pass,
+    }
+}
+
+fn work_runs_on_its_cpu(_: &CommandLine) -> Outcome {
+    static SUM: AtomicU32 = AtomicU32::new(0);
+    if smp::cpu_count() == 1 {
+        return Outcome::Skip("one CPU");
+    }
+    let mut expected = 0;
+    for cpu in 1..smp::cpu_count() {
+        expected += smp::apic_id(cpu) + 1;
+        smp::run_on(cpu, |cpu| {
+            if smp::this_cpu() == cpu {
+                SUM.fetch_add(apic::id() + 1, Ordering::Relaxed);
+            }
+        });
+    }
+    (1..smp::cpu_count()).for_each(smp::wait_idle);
+    match SUM.load(Ordering::Relaxed) == expected {
+        true => Outcome::Pass,
+        false => Outcome::Fail("work ran on another CPU, or not"),
+    }
+}
+
+fn ipi_received_once(_: &CommandLine) -> Outcome {
+    const ROUNDS: u64 = 100;
+    if smp::cpu_count() == 1 {
+        return Outcome::Skip("one CPU");
+    }
+    for cpu in 1..smp::cpu_count() {
+        for round in 1..=ROUNDS {
+            apic::send(smp::apic_id(cpu), IPI_VECTOR);
+            if !within_a_second(|| interrupts::count_on(cpu, IPI_VECTOR) >= round) {
+                return Outcome::Fail("an IPI was lost");
+            }
+        }
+    }
+    pit::delay(1_000);
+    match (1..smp::cpu_count()).all(|cpu| interrupts::count_on(cpu, IPI_VECTOR) == ROUNDS)
+        && interrupts::count_on(0, IPI_VECTOR) == 0
+    {
+        true => Outcome::Pass,
+        false => Outcome::Fail("an IPI arrived twice or elsewhere"),
+    }
+}
+
+fn timer_interrupts(_: &CommandLine) -> Outcome {
+    apic::start_timer(TIMER_VECTOR, 1_000);
+    let fired = within_a_second(|| interrupts::count_on(0, TIMER_VECTOR) > 0);
+    pit::delay(1_000);
+    apic::stop_timer();
+    match (fired, interrupts::count(TIMER_VECTOR)) {
+        (true, 1) => Outcome::Pass,
+        (true, _) => Outcome::Fail("one shot gave more than one interrupt"),
+        (false, _) => Outcome::Fail("no timer interrupt"),
+    }
+}
+
+fn missing_msr_is_a_value(_: &CommandLine) -> Outcome {
+    /// In no manual; emulators told to ignore unknown MSRs read it as zero.
+    const NO_SUCH_MSR: u32 = 0x4000_0fff;
+    match (
+        msr::try_read(NO_SUCH_MSR),
+        msr::try_read(x86::msr::IA32_APIC_BASE),
+    ) {
+        (None | Some(0), Some(base)) if base == msr::read(x86::msr::IA32_APIC_BASE) => {
+            Outcome::Pass
+        }
+        _ => Outcome::Fail("a recovered RDMSR gave a wrong value"),
+    }
+}
+
+/// Last, because there is no way back that all machines allow.
+fn x2apic_on_another_cpu(_: &CommandLine) -> Outcome {
+    let supported = identity::cpuid()
+        .get_feature_info()
+        .is_some_and(|features| features.has_x2apic());
+    match (supported, smp::cpu_count().checked_sub(1)) {
+        (false, _) => return Outcome::Skip("no x2APIC"),
+        (_, Some(0) | None) => return Outcome::Skip("one CPU"),
+        (true, Some(cpu)) => {
+            static WRONG: AtomicU32 = AtomicU32::new(0);
+            smp::run_on(cpu, |cpu| {
+                apic::enter_x2apic();
+                let right = apic::mode() == Mode::X2Apic && apic::id() == smp::apic_id(cpu);
+                WRONG.store(u32::from(!right), Ordering::Relaxed);
+            });
+            smp::wait_idle(cpu);
+            let before = interrupts::count_on(cpu, IPI_VECTOR);
+            apic::send(smp::apic_id(cpu), IPI_VECTOR);
+            let received = within_a_second(|| interrupts::count_on(cpu, IPI_VECTOR) == before + 1);
+            match (WRONG.load(Ordering::Relaxed), received) {
+                (0, true) => Outcome::Pass,
+                (0, false) => Outcome::Fail("no IPI in x2APIC mode"),
+                _ => Outcome::Fail("mode or ID wrong after the switch"),
+            }
+        }
+    }
+}
