@@ -36,7 +36,7 @@ pub struct CpuFeatures {
     pub hypervisor: bool,
     /// Intel VMX is there (leaf 1, ECX 5).
     pub vmx: bool,
-    /// AMD SVM is there (leaf 8000_0001, ECX 2).
+    /// AMD SVM is there (leaf 8000_0001, ECX 2, on AMD's processors).
     pub svm: bool,
 }
 
@@ -82,5 +82,124 @@ impl Vendor {
             "AuthenticAMD" | "HygonGenuine" => Self::Amd,
             _ => Self::Other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Leaf 0, leaf 1 (ECX only), 8000_0001 (ECX only), 8000_0008 (EAX only).
+    struct Processor {
+        name: &'static [u8; 12],
+        leaf_1_ecx: u32,
+        last_extended: u32,
+        extended_ecx: u32,
+        capacity_eax: u32,
+    }
+
+    impl Processor {
+        fn name_word(&self, first: usize) -> u32 {
+            let mut bytes = [0; 4];
+            bytes.copy_from_slice(&self.name[first..first + 4]);
+            u32::from_le_bytes(bytes)
+        }
+    }
+
+    impl Cpuid for Processor {
+        fn cpuid(&self, leaf: u32, _subleaf: u32) -> [u32; 4] {
+            match leaf {
+                0 => [1, self.name_word(0), self.name_word(8), self.name_word(4)],
+                1 => [0, 0, self.leaf_1_ecx, 0],
+                0x8000_0000 => [self.last_extended, 0, 0, 0],
+                0x8000_0001 => [0, 0, self.extended_ecx, 0],
+                0x8000_0008 => [self.capacity_eax, 0, 0, 0],
+                _ => [0; 4],
+            }
+        }
+    }
+
+    const INTEL: Processor = Processor {
+        name: b"GenuineIntel",
+        leaf_1_ecx: 0,
+        last_extended: 0x8000_0008,
+        extended_ecx: 0,
+        capacity_eax: 0x3027,
+    };
+
+    #[test]
+    fn each_bit_is_its_own_feature() {
+        let none = CpuFeatures {
+            vendor: Vendor::Intel,
+            physical_address_bits: 0x27,
+            x2apic: false,
+            tsc_deadline: false,
+            hypervisor: false,
+            vmx: false,
+            svm: false,
+        };
+        let with = |bit: u32| {
+            CpuFeatures::detect(&Processor {
+                leaf_1_ecx: 1 << bit,
+                ..INTEL
+            })
+        };
+        assert_eq!(CpuFeatures::detect(&INTEL), none);
+        assert_eq!(with(5), CpuFeatures { vmx: true, ..none });
+        assert_eq!(
+            with(21),
+            CpuFeatures {
+                x2apic: true,
+                ..none
+            }
+        );
+        assert_eq!(
+            with(24),
+            CpuFeatures {
+                tsc_deadline: true,
+                ..none
+            }
+        );
+        assert_eq!(
+            with(31),
+            CpuFeatures {
+                hypervisor: true,
+                ..none
+            }
+        );
+        assert!(!with(2).svm, "that bit means something else in leaf 1");
+    }
+
+    #[test]
+    fn svm_is_amd_s() {
+        let svm = |name| {
+            let processor = Processor {
+                name,
+                extended_ecx: 1 << 2,
+                ..INTEL
+            };
+            CpuFeatures::detect(&processor).svm
+        };
+        assert!(svm(b"AuthenticAMD"));
+        assert!(!svm(b"GenuineIntel"));
+    }
+
+    #[test]
+    fn vendors() {
+        let vendor = |name| CpuFeatures::detect(&Processor { name, ..INTEL }).vendor;
+        assert_eq!(vendor(b"GenuineIntel"), Vendor::Intel);
+        assert_eq!(vendor(b"AuthenticAMD"), Vendor::Amd);
+        assert_eq!(vendor(b"HygonGenuine"), Vendor::Amd);
+        assert_eq!(vendor(b"  Shanghai  "), Vendor::Other);
+        assert_eq!(vendor(&[0xff; 12]), Vendor::Other);
+    }
+
+    #[test]
+    fn addresses_are_36_bits_wide_without_the_leaf() {
+        let old = Processor {
+            last_extended: 0x8000_0004,
+            ..INTEL
+        };
+        assert_eq!(CpuFeatures::detect(&old).physical_address_bits, 36);
     }
 }

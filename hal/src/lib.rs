@@ -1,4 +1,4 @@
-//! What a virtual interrupt controller driver needs from the machine, as tiny traits.
+#![doc = include_str!("../README.md")]
 #![no_std]
 #![deny(unsafe_code)]
 
@@ -8,6 +8,9 @@ mod interrupt;
 mod msr;
 mod time;
 mod vmcs;
+
+pub mod fake;
+pub mod wrap;
 
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "privileged instructions have their home here")]
