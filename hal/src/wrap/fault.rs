@@ -279,16 +279,18 @@ mod tests {
     }
 
     #[test]
-    fn the_first_fault_decides_and_the_second_still_counts() {
+    fn the_first_fault_decides_and_those_behind_it_still_count() {
         let write = |error| Fault::WriteVmcs { field: None, error };
         let faults = [
             (When::Nth(1), write(ERROR)),
             (When::Nth(2), write(VmcsError::Instruction(26))),
+            (When::From(2), write(VmcsError::Instruction(7))),
         ];
         let mut vmcs = FaultInjector::new(MemoryVmcs::<4>::new(), faults);
         assert_eq!(vmcs.write(THRESHOLD, 1), Err(ERROR));
         assert_eq!(vmcs.write(THRESHOLD, 1), Err(VmcsError::Instruction(26)));
-        assert_eq!(vmcs.write(THRESHOLD, 1), Ok(()));
+        assert_eq!(vmcs.write(THRESHOLD, 1), Err(VmcsError::Instruction(7)));
+        assert_eq!([0, 1, 2].map(|index| vmcs.struck_by(index)), [1, 1, 1]);
     }
 
     #[test]

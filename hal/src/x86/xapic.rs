@@ -49,14 +49,9 @@ impl XApicSender {
         let command = unsafe { register.read_volatile() };
         command & SEND_PENDING != 0
     }
-}
 
-impl SendInterrupt for XApicSender {
-    fn send_interrupt(&self, destination: u32, vector: u8) -> Result<(), SendError> {
-        let (high, low) = (icr::xapic_high(destination)?, icr::low(vector)?);
-        // SAFETY: the caller of `new` vouched for CPL 0; the guard is dropped on this CPU when the
-        // function returns.
-        let _interrupts_off = unsafe { InterruptsOff::new() };
+    /// Writes the command, once the last one has left.
+    fn command(&self, high: u32, low: u32) -> Result<(), SendError> {
         if !(0..POLLS).any(|_| !self.is_pending()) {
             return Err(SendError::Busy);
         }
@@ -75,6 +70,16 @@ impl SendInterrupt for XApicSender {
     }
 }
 
+impl SendInterrupt for XApicSender {
+    fn send_interrupt(&self, destination: u32, vector: u8) -> Result<(), SendError> {
+        let (high, low) = (icr::xapic_high(destination)?, icr::low(vector)?);
+        // SAFETY: the caller of `new` vouched for CPL 0; the guard is dropped on this CPU when the
+        // function returns.
+        let _interrupts_off = unsafe { InterruptsOff::new() };
+        self.command(high, low)
+    }
+}
+
 // SAFETY: the value is an address. The caller of `new` vouched that it maps the local APIC of each
 // CPU that uses the value, and each CPU's registers are its own.
 unsafe impl Send for XApicSender {}
@@ -82,3 +87,33 @@ unsafe impl Send for XApicSender {}
 // SAFETY: as for `Send`; two CPUs never reach the same register, and on one CPU the two stores are
 // kept together by `InterruptsOff`.
 unsafe impl Sync for XApicSender {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn send(page: &mut [u32; 1024], high: u32, low: u32) -> Result<(), SendError> {
+        // SAFETY: the page is memory, borrowed for the one command that is written here; nothing is
+        // sent, and `command` needs no privilege.
+        let sender = unsafe { XApicSender::new(NonNull::from(page).cast()) };
+        sender.command(high, low)
+    }
+
+    #[test]
+    fn a_command_is_two_registers() {
+        let mut page = [0; 1024];
+        assert_eq!(send(&mut page, 0x0300_0000, 0x4040), Ok(()));
+        let mut expected = [0; 1024];
+        expected[0x310 / 4] = 0x0300_0000;
+        expected[0x300 / 4] = 0x4040;
+        assert_eq!(page, expected);
+    }
+
+    #[test]
+    fn a_command_that_never_leaves_is_not_overwritten() {
+        let mut page = [0; 1024];
+        page[0x300 / 4] = 0x5040;
+        assert_eq!(send(&mut page, 0x0300_0000, 0x4041), Err(SendError::Busy));
+        assert_eq!((page[0x300 / 4], page[0x310 / 4]), (0x5040, 0));
+    }
+}
