@@ -41,7 +41,8 @@ fn read(address: u64) -> u64 {
 
 // Microsoft calling convention: arguments in RCX, RDX, R8, R9, then the stack above 32 bytes of shadow space.
 // EFI_SYSTEM_TABLE.BootServices is at 0x60; in EFI_BOOT_SERVICES: AllocatePages 0x28, GetMemoryMap 0x38,
-// ExitBootServices 0xE8 (UEFI 2.10, 4.4). The memory map goes behind the payload, where the packer leaves room.
+// ExitBootServices 0xE8 (UEFI 2.10, 4.4). The memory map goes behind the bytes of the file, where the packer leaves as
+// much room as .bss and the frames will take.
 global_asm!(
     r#"
     .set UEFI_MAP_SIZE, 0x10000
