@@ -1,0 +1,186 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Build, boot and check the vlapic crates.
+///
+/// Progress and logs go to stderr, results to stdout.
+/// Exit status: 0 = all passed, 1 = something failed, 2 = wrong usage or something missing on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+pub(crate) struct Cli {
+    /// Print the result as one JSON document on stdout
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the upcall story on an emulated VT-x machine, as one table
+    ///
+    /// Fetches Bochs if the machine has none, builds the bare-metal image, boots it and judges what
+    /// the guest saw. Where no emulator can be had, the story runs on the software silicon model.
+    Demo(DemoArgs),
+    /// Run every check: fmt, clippy, doc, tests, packaging, and the image on the emulators
+    ///
+    /// The last line reads `N passed, N failed`, with `, N skipped` where something could not run;
+    /// each skip is named before it.
+    Test(TestArgs),
+    /// Run the bare-metal image on one machine and report each of its cases
+    Hil(HilArgs),
+    /// Write the bare-metal image to target/hil/hil.img, ready for a USB stick
+    ///
+    /// The stick boots on a BIOS or UEFI PC (Secure Boot off). Cases and CPU count are fixed when the
+    /// image is written: give them here.
+    Image(ImageArgs),
+    /// Fetch the emulators the other commands use, without root
+    ///
+    /// Bochs is looked for on PATH (2.8 or newer) and else unpacked under target/tools/.
+    Setup(SetupArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Do not look for an emulator: run the story on the software silicon model
+    #[arg(long)]
+    pub(crate) model: bool,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TestArgs {
+    /// Only the stages whose name contains this text (see --list)
+    #[arg(long, value_name = "SUBSTR")]
+    pub(crate) stage: Option<String>,
+
+    /// List the stages and exit
+    #[arg(long)]
+    pub(crate) list: bool,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HilArgs {
+    /// Where the image runs
+    #[arg(long, value_enum, default_value_t = Machine::Bochs)]
+    pub(crate) machine: Machine,
+
+    /// The serial line of a real machine, e.g. /dev/ttyUSB0 (115200 8N1); only with --machine metal
+    #[arg(long, value_name = "DEV", required_if_eq("machine", "metal"))]
+    pub(crate) serial: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) selection: Selection,
+
+    /// List the cases of the image and exit
+    #[arg(long)]
+    pub(crate) list: bool,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImageArgs {
+    #[command(flatten)]
+    pub(crate) selection: Selection,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SetupArgs {
+    /// Fetch QEMU as well, if it is not on PATH
+    #[arg(long)]
+    pub(crate) qemu: bool,
+}
+
+/// What the image is told to do.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Selection {
+    /// CPUs the machine has and the image brings up
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) cpus: u32,
+
+    /// Only the cases whose name contains this text
+    #[arg(long, value_name = "SUBSTR", value_parser = one_word)]
+    pub(crate) case: Option<String>,
+}
+
+/// When a run is given up.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct LimitArgs {
+    /// Give up a run of the image after this many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub(crate) timeout: u64,
+
+    /// Give up when the image has been silent for this many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    pub(crate) stall: u64,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Machine {
+    /// Bochs: VT-x with virtual-interrupt delivery and posted interrupts, fully emulated
+    Bochs,
+    /// QEMU, fully emulated (TCG); has SVM but no VT-x
+    Qemu,
+    /// QEMU on KVM with nested VT-x, where the host offers it
+    Kvm,
+    /// A real PC booted from the USB image, read over its serial line
+    Metal,
+}
+
+impl Machine {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Bochs => "bochs",
+            Self::Qemu => "qemu",
+            Self::Kvm => "kvm",
+            Self::Metal => "metal",
+        }
+    }
+}
+
+/// The image splits its command line at spaces.
+fn one_word(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_graphic() && c != '=';
+    if text.is_empty() || !text.chars().all(plain) {
+        return Err("a case name is one word of printable ASCII without '='".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::{Cli, one_word};
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn metal_needs_a_serial_line() {
+        assert!(Cli::try_parse_from(["xtask", "hil", "--machine", "metal"]).is_err());
+        let whole = ["xtask", "hil", "--machine", "metal", "--serial", "/dev/ttyS0"];
+        assert!(Cli::try_parse_from(whole).is_ok());
+    }
+
+    #[test]
+    fn case_is_one_word() {
+        assert!(one_word("upcall").is_ok());
+        assert!(one_word("").is_err());
+        assert!(one_word("two words").is_err());
+        assert!(one_word("a=b").is_err());
+    }
+}

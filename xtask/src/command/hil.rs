@@ -1,0 +1,70 @@
+//! `cargo xtask hil`.
+
+use std::io::Write;
+
+use anyhow::{Result, bail, ensure};
+use serde_json::json;
+
+use super::image::command_line;
+use super::{Context, Verdict};
+use crate::cli::{HilArgs, Machine, Selection};
+use crate::emulator::{Emulator, Limits, run as run_on, watch_metal};
+use crate::hil_build;
+use crate::report::{Report, print_report};
+
+pub(crate) fn run(context: &Context, arguments: &HilArgs) -> Result<Verdict> {
+    let report = match &arguments.serial {
+        Some(device) if arguments.machine == Machine::Metal => {
+            ensure!(
+                arguments.selection.case.is_none() && !arguments.list,
+                "a real machine runs what its image was told: use `cargo xtask image --case ...` and write the stick again"
+            );
+            watch_metal(device, Limits::from(arguments.limits), Report::new("metal"))?
+        }
+        Some(_) => bail!("--serial goes with --machine metal"),
+        None => {
+            let limits = Limits::from(arguments.limits);
+            run_machine(context, arguments.machine, &arguments.selection, arguments.list, limits)?
+        }
+    };
+    if arguments.list {
+        return list(context, &report);
+    }
+    if report.cases.is_empty() && report.faults.is_empty() {
+        let Some(case) = &arguments.selection.case else { bail!("the image ran no case") };
+        bail!("no case of the image has '{case}' in its name: `cargo xtask hil --list` shows them");
+    }
+    let counts = report.counts();
+    context.print(&json!({ "report": report, "counts": counts }), |out| {
+        print_report(out, &report)?;
+        Ok(writeln!(out, "hil on {}: {}", report.machine, counts.closing_line())?)
+    })?;
+    Ok(counts.into())
+}
+
+/// Builds the image and runs it on an emulator.
+pub(crate) fn run_machine(
+    context: &Context,
+    machine: Machine,
+    selection: &Selection,
+    list: bool,
+    limits: Limits,
+) -> Result<Report> {
+    let emulator = Emulator::find(machine, &context.workspace)?;
+    let built = hil_build::build(&context.workspace)?;
+    eprintln!("{}: {}", machine.name(), emulator.describe());
+    let line = command_line(machine.name(), selection, list);
+    let report = Report::new(machine.name());
+    run_on(&context.workspace, &emulator, &built.image, selection.cpus, &line, limits, report)
+}
+
+fn list(context: &Context, report: &Report) -> Result<Verdict> {
+    ensure!(report.faults.is_empty(), "the image gave no list: {}", report.faults.join("; "));
+    context.print(&report.listed, |out| {
+        for case in &report.listed {
+            writeln!(out, "{case}")?;
+        }
+        Ok(())
+    })?;
+    Ok(Verdict::Passed)
+}

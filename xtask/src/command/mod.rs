@@ -1,0 +1,70 @@
+//! The commands, one module each.
+
+mod demo;
+mod hil;
+mod image;
+mod setup;
+pub(crate) mod stage;
+mod test;
+
+use std::io::Write;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::cli::{Cli, Command};
+use crate::report::Counts;
+use crate::workspace::Workspace;
+
+/// The exit status.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub(crate) enum Verdict {
+    Passed = 0,
+    Failed = 1,
+    /// Wrong usage, or something missing on this machine.
+    Environment = 2,
+}
+
+impl From<Counts> for Verdict {
+    fn from(counts: Counts) -> Self {
+        if counts.failed == 0 { Self::Passed } else { Self::Failed }
+    }
+}
+
+/// What every command gets.
+#[derive(Clone, Debug)]
+pub(crate) struct Context {
+    pub(crate) workspace: Workspace,
+    json: bool,
+}
+
+/// Runs the command asked for.
+pub(crate) fn run(cli: &Cli) -> Result<Verdict> {
+    let context = Context { workspace: Workspace::find()?, json: cli.json };
+    match &cli.command {
+        Command::Demo(arguments) => demo::run(&context, arguments),
+        Command::Test(arguments) => test::run(&context, arguments),
+        Command::Hil(arguments) => hil::run(&context, arguments),
+        Command::Image(arguments) => image::run(&context, arguments),
+        Command::Setup(arguments) => setup::run(&context, arguments),
+    }
+}
+
+impl Context {
+    /// The result, on stdout: as JSON if that was asked for, else by `text`.
+    pub(crate) fn print(
+        &self,
+        value: &impl Serialize,
+        text: impl FnOnce(&mut std::io::StdoutLock<'static>) -> Result<()>,
+    ) -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        if self.json {
+            serde_json::to_writer_pretty(&mut out, value)?;
+            writeln!(out)?;
+        } else {
+            text(&mut out)?;
+        }
+        Ok(out.flush()?)
+    }
+}

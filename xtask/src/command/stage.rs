@@ -1,0 +1,142 @@
+//! The stages of `cargo xtask test`.
+
+mod cargo;
+mod libtest;
+mod machine;
+
+use std::time::Instant;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::Context;
+use crate::cli::{Machine, TestArgs};
+use crate::report::Counts;
+
+/// One stage: a name and what to do.
+pub(crate) struct Stage {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    work: fn(&Context, &TestArgs) -> Result<Outcome>,
+}
+
+/// What a stage came to.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) counts: Counts,
+    /// What was skipped, and why.
+    pub(crate) skips: Vec<String>,
+    /// What failed: enough to act on.
+    pub(crate) failures: Vec<String>,
+}
+
+/// A finished stage.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Done {
+    pub(crate) name: String,
+    pub(crate) counts: Counts,
+    pub(crate) skips: Vec<String>,
+    pub(crate) failures: Vec<String>,
+    pub(crate) seconds: f64,
+}
+
+/// All stages, the quick ones first.
+pub(crate) const STAGES: [Stage; 11] = [
+    Stage { name: "fmt", about: "formatting", work: |context, _| cargo::fmt(context) },
+    Stage {
+        name: "clippy",
+        about: "clippy, warnings denied",
+        work: |context, _| cargo::clippy(context),
+    },
+    Stage {
+        name: "clippy-image",
+        about: "clippy on the image",
+        work: |context, _| cargo::clippy_image(context),
+    },
+    Stage {
+        name: "doc",
+        about: "documentation, warnings denied",
+        work: |context, _| cargo::doc(context),
+    },
+    Stage {
+        name: "tests",
+        about: "unit, scenario and documentation tests",
+        work: |context, _| cargo::tests(context),
+    },
+    Stage {
+        name: "bare-target",
+        about: "the drivers on x86_64-unknown-none",
+        work: |context, _| cargo::bare_target(context),
+    },
+    Stage {
+        name: "package",
+        about: "packaging of the published crates",
+        work: |context, _| cargo::package(context),
+    },
+    Stage {
+        name: "hil-bochs",
+        about: "the image on Bochs",
+        work: |context, arguments| machine::run(context, Machine::Bochs, arguments.limits),
+    },
+    Stage {
+        name: "hil-qemu",
+        about: "the image on QEMU, emulated",
+        work: |context, arguments| machine::run(context, Machine::Qemu, arguments.limits),
+    },
+    Stage {
+        name: "hil-kvm",
+        about: "the image on QEMU with nested VT-x",
+        work: |context, arguments| machine::run(context, Machine::Kvm, arguments.limits),
+    },
+    Stage {
+        name: "hil-metal",
+        about: "the image on a real machine",
+        work: |_, _| Ok(machine::metal()),
+    },
+];
+
+impl Stage {
+    pub(crate) fn run(&self, context: &Context, arguments: &TestArgs) -> Done {
+        let start = Instant::now();
+        let outcome = (self.work)(context, arguments)
+            .unwrap_or_else(|error| Outcome::failed(format!("{error:#}")));
+        Done {
+            name: self.name.to_owned(),
+            counts: outcome.counts,
+            skips: outcome.skips,
+            failures: outcome.failures,
+            seconds: start.elapsed().as_secs_f64(),
+        }
+    }
+}
+
+impl Outcome {
+    /// One check that passed.
+    pub(crate) fn passed() -> Self {
+        Self { counts: Counts { passed: 1, ..Counts::default() }, ..Self::default() }
+    }
+
+    /// One check that failed.
+    pub(crate) fn failed(why: String) -> Self {
+        let counts = Counts { failed: 1, ..Counts::default() };
+        Self { counts, failures: vec![why], ..Self::default() }
+    }
+
+    /// One check that could not be made.
+    pub(crate) fn skipped(why: String) -> Self {
+        let counts = Counts { skipped: 1, ..Counts::default() };
+        Self { counts, skips: vec![why], ..Self::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::STAGES;
+
+    #[test]
+    fn names_are_unique() {
+        for (index, stage) in STAGES.iter().enumerate() {
+            assert!(STAGES[..index].iter().all(|other| other.name != stage.name), "{}", stage.name);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Reading what `cargo test` prints.
+
+use crate::report::Counts;
+
+/// What all test binaries together reported.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub(super) struct Found {
+    pub(super) counts: Counts,
+    /// Names of failed tests.
+    pub(super) failed: Vec<String>,
+    /// Names of ignored tests, with the reason where one is given.
+    pub(super) ignored: Vec<String>,
+}
+
+pub(super) fn read(text: &str) -> Found {
+    let mut found = Found::default();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("test result: ") {
+            found.counts.passed += number_before(rest, " passed");
+            found.counts.failed += number_before(rest, " failed");
+            found.counts.skipped += number_before(rest, " ignored");
+        } else if let Some((name, result)) =
+            line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "))
+        {
+            if result == "FAILED" {
+                found.failed.push(format!("test {name}"));
+            } else if let Some(reason) = result.strip_prefix("ignored") {
+                found.ignored.push(format!("test {name}{reason}"));
+            }
+        }
+    }
+    found
+}
+
+/// The number that stands right before `word`.
+fn number_before(text: &str, word: &str) -> usize {
+    let digits = text.find(word).map(|end| text[..end].rsplit(' ').next().unwrap_or_default());
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Counts, read};
+
+    const OUTPUT: &str = "\
+running 3 tests
+test a::good ... ok
+test a::slow ... ignored, takes an hour
+test a::bad ... FAILED
+test panics - should panic ... ok
+
+test result: FAILED. 12 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
+
+   Doc-tests x
+test src/lib.rs - x (line 3) ... ignored
+
+test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
+";
+
+    #[test]
+    fn binaries_add_up() {
+        let found = read(OUTPUT);
+        assert_eq!(found.counts, Counts { passed: 15, failed: 1, skipped: 2 });
+        assert_eq!(found.failed, ["test a::bad"]);
+        assert_eq!(found.ignored, ["test a::slow, takes an hour", "test src/lib.rs - x (line 3)"]);
+    }
+
+    #[test]
+    fn nothing_is_nothing() {
+        assert_eq!(read("error: could not compile").counts, Counts::default());
+        assert_eq!(read("test result: ok. many passed; x failed").counts, Counts::default());
+    }
+}

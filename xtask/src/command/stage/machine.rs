@@ -1,0 +1,62 @@
+//! The stages that boot the image.
+
+use anyhow::Result;
+
+use super::Outcome;
+use crate::cli::{LimitArgs, Machine, Selection};
+use crate::command::{Context, hil};
+use crate::emulator::Emulator;
+use crate::report::{self, Report, print_report};
+
+pub(super) fn run(context: &Context, machine: Machine, limits: LimitArgs) -> Result<Outcome> {
+    // Looked for before anything is built: that there is no such machine here is a skip, not a failure.
+    if let Err(error) = Emulator::find(machine, &context.workspace) {
+        return Ok(Outcome::skipped(format!("all cases on {}: {error:#}", machine.name())));
+    }
+    let selection = Selection { cpus: 2, case: None };
+    let mut report = hil::run_machine(context, machine, &selection, false, limits.into())?;
+    if report.cases.is_empty() && report.faults.is_empty() {
+        report.faults.push("the image ran no case".to_owned());
+    }
+    print_report(&mut std::io::stderr(), &report)?;
+    Ok(outcome(&report))
+}
+
+/// Nobody can boot a real machine from here.
+pub(super) fn metal() -> Outcome {
+    Outcome::skipped(
+        "all cases on metal: needs a PC booted by hand, see `cargo xtask image` and `cargo xtask hil --machine metal`".to_owned(),
+    )
+}
+
+fn outcome(report: &Report) -> Outcome {
+    let named = |wanted: report::Outcome| {
+        let name = |case: &report::Case| {
+            format!("{} ({} {}): {}", case.case, case.level, case.mode, case.note)
+        };
+        report.cases.iter().filter(move |case| case.result == wanted).map(name)
+    };
+    let mut failures: Vec<String> = named(report::Outcome::Fail).collect();
+    failures.extend(report.faults.iter().cloned());
+    Outcome { counts: report.counts(), skips: named(report::Outcome::Skip).collect(), failures }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::outcome;
+    use crate::report::{End, Report};
+
+    #[test]
+    fn every_skip_and_failure_is_named() {
+        let mut report = Report::new("bochs");
+        report
+            .take_line("HIL-BEGIN version=1 machine=bochs vendor=GenuineIntel cpus=2 features=vmx");
+        report.take_line("HIL-CASE case=a level=vid mode=xapic result=skip note=no VT-x");
+        report.take_line("HIL-CASE case=b level=vid mode=xapic result=fail note=late");
+        report.finish(&End::Exit(1));
+        let outcome = outcome(&report);
+        assert_eq!(outcome.skips, ["a (vid xapic): no VT-x"]);
+        assert_eq!(outcome.failures, ["b (vid xapic): late"]);
+        assert_eq!((outcome.counts.failed, outcome.counts.skipped), (1, 1));
+    }
+}

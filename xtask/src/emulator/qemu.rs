@@ -1,0 +1,166 @@
+//! QEMU: from PATH, else Debian's, unpacked under the target directory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Launch, apt};
+use crate::workspace::Workspace;
+
+/// How QEMU runs the guest.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Acceleration {
+    /// Emulated; SVM but no VT-x.
+    Tcg,
+    /// On the host's VT-x, nested VT-x for the image.
+    Kvm,
+}
+
+/// A QEMU that can run the image.
+#[derive(Clone, Debug)]
+pub(crate) struct Qemu {
+    program: Vec<PathBuf>,
+    /// Firmware, where it is not in its usual place.
+    data: Vec<PathBuf>,
+    modules: Option<PathBuf>,
+    acceleration: Acceleration,
+    version: String,
+}
+
+impl Qemu {
+    /// The one on PATH, else fetched.
+    pub(crate) fn find(workspace: &Workspace, acceleration: Acceleration) -> Result<Self> {
+        if acceleration == Acceleration::Kvm {
+            nested_vmx().context(
+                "no nested VT-x here: use a host with VT-x and nesting on, or --machine bochs",
+            )?;
+        }
+        if let Some(program) = super::on_path("qemu-system-x86_64")
+            && let Some(qemu) = Self::probe(vec![program], Vec::new(), None, acceleration)
+        {
+            return Ok(qemu);
+        }
+        Self::fetch(&workspace.tools().join("qemu"), acceleration)
+            .context("no QEMU: put qemu-system-x86_64 on PATH, or let apt reach its site")
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        let program =
+            self.program.last().map(|path| path.display().to_string()).unwrap_or_default();
+        format!("QEMU {} ({program}, {})", self.version, self.accelerator())
+    }
+
+    fn fetch(tree: &Path, acceleration: Acceleration) -> Result<Self> {
+        apt::unpack_once(tree, &["qemu-system-x86", "seabios"])?;
+        let program = super::through_loader(tree, "usr/bin/qemu-system-x86_64");
+        let data = vec![tree.join("usr/share/qemu"), tree.join("usr/share/seabios")];
+        let modules = Some(tree.join("usr/lib/x86_64-linux-gnu/qemu"));
+        Self::probe(program, data, modules, acceleration).with_context(|| {
+            format!("the QEMU in {} does not run: remove that folder and try again", tree.display())
+        })
+    }
+
+    fn probe(
+        program: Vec<PathBuf>,
+        data: Vec<PathBuf>,
+        modules: Option<PathBuf>,
+        acceleration: Acceleration,
+    ) -> Option<Self> {
+        let mut qemu = Self { program, data, modules, acceleration, version: String::new() };
+        let output = qemu.command().arg("--version").stdin(Stdio::null()).output().ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (_, rest) = text.split_once("version ")?;
+        qemu.version = rest.split_whitespace().next()?.to_owned();
+        Some(qemu)
+    }
+
+    /// Prepares one run in `folder`.
+    pub(crate) fn launch(&self, folder: &Path, image: &Path, cpus: u32) -> Launch {
+        let serial = folder.join("serial.txt");
+        let mut command = self.command();
+        for path in &self.data {
+            command.arg("-L").arg(path);
+        }
+        // `host` shows the nested VT-x; `max` has all that TCG can emulate.
+        let cpu = if self.acceleration == Acceleration::Kvm { "host" } else { "max" };
+        command
+            .args([
+                "-accel",
+                self.accelerator(),
+                "-cpu",
+                cpu,
+                "-smp",
+                &cpus.to_string(),
+                "-m",
+                "256",
+            ])
+            .args(["-display", "none", "-monitor", "none", "-no-reboot", "-nodefaults"])
+            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
+            .arg("-drive")
+            .arg(format!(
+                "file={},format=raw,if=ide",
+                image.display().to_string().replace(',', ",,")
+            ))
+            .arg("-serial")
+            .arg(format!("file:{}", serial.display()))
+            .current_dir(folder);
+        Launch { command, serial, logs: vec![folder.join("output.txt")] }
+    }
+
+    fn command(&self) -> Command {
+        let mut parts = self.program.iter();
+        let mut command =
+            Command::new(parts.next().map_or(Path::new("qemu-system-x86_64"), PathBuf::as_path));
+        command.args(parts);
+        if let Some(modules) = &self.modules {
+            command.env("QEMU_MODULE_DIR", modules);
+        }
+        command
+    }
+
+    const fn accelerator(&self) -> &'static str {
+        match self.acceleration {
+            Acceleration::Tcg => "tcg",
+            Acceleration::Kvm => "kvm",
+        }
+    }
+}
+
+/// Whether KVM here gives its guests VT-x.
+fn nested_vmx() -> Result<()> {
+    ensure!(Path::new("/dev/kvm").exists(), "no /dev/kvm");
+    ensure!(
+        fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok(),
+        "/dev/kvm may not be opened by this user"
+    );
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    ensure!(has_flag(&cpu, "vmx"), "this CPU shows no VT-x");
+    let nested = fs::read_to_string("/sys/module/kvm_intel/parameters/nested").unwrap_or_default();
+    ensure!(
+        matches!(nested.trim(), "Y" | "1"),
+        "nested VT-x is off (module parameter kvm_intel.nested)"
+    );
+    Ok(())
+}
+
+fn has_flag(cpuinfo: &str, flag: &str) -> bool {
+    cpuinfo
+        .lines()
+        .filter(|line| line.starts_with("flags"))
+        .any(|line| line.split_ascii_whitespace().any(|word| word == flag))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_flag;
+
+    #[test]
+    fn flags_are_whole_words() {
+        let cpuinfo = "processor : 0\nflags\t\t: fpu vmx ssse3\nvmx flags\t: ept";
+        assert!(has_flag(cpuinfo, "vmx"));
+        assert!(!has_flag(cpuinfo, "vm"));
+        assert!(!has_flag("flags : fpu\nvmx flags : vmx", "vmx"));
+    }
+}

@@ -1,0 +1,271 @@
+//! What the image reported: its records parsed, collected and shown.
+
+mod parse;
+mod table;
+mod upcall;
+
+use serde::Serialize;
+
+pub(crate) use parse::{Begin, Bug, Case, Exits, Outcome, Parsed, Record, Upcall, parse_line};
+pub(crate) use table::{print_report, print_stages, print_upcalls};
+pub(crate) use upcall::{Verdict, judge};
+
+/// How a run of the image ended.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum End {
+    /// The image printed `HIL-EXIT` with this code.
+    Exit(u32),
+    /// The machine stopped without it; what it said last.
+    Died(String),
+    /// Nothing was printed for this many seconds.
+    Stalled(u64),
+    /// The run was given up after this many seconds.
+    TimedOut(u64),
+}
+
+/// All records of one run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Report {
+    pub(crate) machine: String,
+    pub(crate) begin: Option<Begin>,
+    pub(crate) listed: Vec<String>,
+    pub(crate) cases: Vec<Case>,
+    pub(crate) exits: Vec<Exits>,
+    pub(crate) upcalls: Vec<Upcall>,
+    pub(crate) bugs: Vec<Bug>,
+    /// What is wrong with the run itself rather than with one case.
+    pub(crate) faults: Vec<String>,
+    /// The case that was announced and has no result yet.
+    #[serde(skip)]
+    running: Option<Case>,
+    #[serde(skip)]
+    exit: Option<u32>,
+}
+
+/// Numbers for the closing line.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub(crate) struct Counts {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
+    pub(crate) skipped: usize,
+}
+
+impl Report {
+    pub(crate) fn new(machine: &str) -> Self {
+        Self { machine: machine.to_owned(), ..Self::default() }
+    }
+
+    /// Takes one line of the serial output; lines that are no records are the machine's own chatter.
+    pub(crate) fn take_line(&mut self, line: &str) {
+        match parse_line(line) {
+            Parsed::Other => {}
+            Parsed::Malformed(reason) => {
+                self.faults.push(format!("malformed record ({reason}): {line}"))
+            }
+            Parsed::Record(record) => self.take(record),
+        }
+    }
+
+    fn take(&mut self, record: Record) {
+        match record {
+            Record::Begin(begin) => {
+                if self.begin.replace(begin).is_some() {
+                    self.faults.push("the image started again: the machine was reset".to_owned());
+                }
+            }
+            Record::List(case) => self.listed.push(case),
+            Record::Run(case) => {
+                self.close_running("the next case began without a result of this one");
+                self.running = Some(case);
+            }
+            Record::Case(case) => {
+                match self.running.take() {
+                    Some(running) if !running.same_as(&case) => {
+                        self.running = Some(running);
+                        self.close_running("another case's result came instead");
+                    }
+                    _ => {}
+                }
+                self.cases.push(case);
+            }
+            Record::Exits(exits) => self.exits.push(exits),
+            Record::Upcall(upcall) => self.upcalls.push(upcall),
+            Record::Bug(bug) => self.bugs.push(bug),
+            Record::Log => {}
+            Record::Exit(code) => self.exit = Some(code),
+        }
+    }
+
+    /// What is running now, for a progress line.
+    pub(crate) fn now_running(&self) -> String {
+        match &self.running {
+            Some(case) => format!("{} ({} {})", case.case, case.level, case.mode),
+            None if self.begin.is_none() => "booting".to_owned(),
+            None => format!("{} cases done", self.cases.len()),
+        }
+    }
+
+    /// The exit code, once the image has printed its last line.
+    pub(crate) const fn exit_code(&self) -> Option<u32> {
+        self.exit
+    }
+
+    /// Ends the run: whatever is missing now becomes a failure.
+    pub(crate) fn finish(&mut self, end: &End) {
+        let why = match end {
+            End::Exit(_) => "the image ended before its result".to_owned(),
+            End::Died(last) => format!("the machine stopped: {last}"),
+            End::Stalled(seconds) => format!("silent for {seconds} s"),
+            End::TimedOut(seconds) => format!("still running after {seconds} s"),
+        };
+        self.close_running(&why);
+        if !matches!(end, End::Exit(_)) {
+            self.faults.push(why);
+        }
+        if self.begin.is_none() {
+            self.faults.push("the image printed no HIL-BEGIN: it did not boot".to_owned());
+        }
+        if let End::Exit(code) = end
+            && *code != 0
+            && self.cases.iter().all(|case| case.result != Outcome::Fail)
+        {
+            self.faults.push(format!("the image exited with {code} though no case failed"));
+        }
+        for exits in &self.exits {
+            if exits.expect.is_some_and(|expect| expect != exits.count) {
+                self.faults.push(format!(
+                    "exits of {} ({} {}): unexpected count",
+                    exits.op, exits.level, exits.mode
+                ));
+            }
+        }
+    }
+
+    fn close_running(&mut self, why: &str) {
+        if let Some(mut case) = self.running.take() {
+            case.result = Outcome::Fail;
+            case.note = why.to_owned();
+            self.cases.push(case);
+        }
+    }
+
+    /// Cases count one each; so does each fault of the run.
+    pub(crate) fn counts(&self) -> Counts {
+        let count = |outcome| self.cases.iter().filter(|case| case.result == outcome).count();
+        Counts {
+            passed: count(Outcome::Pass),
+            failed: count(Outcome::Fail) + self.faults.len(),
+            skipped: count(Outcome::Skip),
+        }
+    }
+}
+
+impl Counts {
+    pub(crate) const fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    /// `N passed, N failed` and the skips if there are any.
+    pub(crate) fn closing_line(self) -> String {
+        let Self { passed, failed, skipped } = self;
+        match skipped {
+            0 => format!("{passed} passed, {failed} failed"),
+            _ => format!("{passed} passed, {failed} failed, {skipped} skipped"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Counts, End, Report};
+
+    const BEGIN: &str =
+        "HIL-BEGIN version=1 machine=bochs vendor=GenuineIntel cpus=2 features=vmx,vid";
+
+    fn report(lines: &[&str], end: &End) -> Report {
+        let mut report = Report::new("bochs");
+        for line in lines {
+            report.take_line(line);
+        }
+        report.finish(end);
+        report
+    }
+
+    const fn counts(passed: usize, failed: usize, skipped: usize) -> Counts {
+        Counts { passed, failed, skipped }
+    }
+
+    #[test]
+    fn whole_run() {
+        let lines = [
+            "SeaBIOS chatter",
+            BEGIN,
+            "HIL-RUN case=a level=vid mode=xapic",
+            "HIL-CASE case=a level=vid mode=xapic result=pass note=",
+            "HIL-CASE case=b level=posted mode=xapic result=skip note=one CPU",
+            "HIL-EXIT 0",
+        ];
+        let report = report(&lines, &End::Exit(0));
+        assert_eq!(report.counts(), counts(1, 0, 1));
+        assert_eq!(report.exit_code(), Some(0));
+    }
+
+    #[test]
+    fn case_that_hangs_fails_by_name() {
+        let report = report(&[BEGIN, "HIL-RUN case=a level=vid mode=xapic"], &End::Stalled(9));
+        assert_eq!(report.cases[0].note, "silent for 9 s");
+        assert_eq!(report.counts(), counts(0, 2, 0));
+    }
+
+    #[test]
+    fn run_without_result_fails() {
+        let lines = [
+            BEGIN,
+            "HIL-RUN case=a level=vid mode=xapic",
+            "HIL-RUN case=b level=vid mode=xapic",
+            "HIL-CASE case=b level=vid mode=xapic result=pass note=",
+        ];
+        assert_eq!(report(&lines, &End::Exit(0)).counts(), counts(1, 1, 0));
+    }
+
+    #[test]
+    fn result_of_another_case_does_not_hide_a_missing_one() {
+        let lines = [
+            BEGIN,
+            "HIL-RUN case=a level=vid mode=xapic",
+            "HIL-CASE case=b level=vid mode=xapic result=pass note=",
+        ];
+        assert_eq!(report(&lines, &End::Exit(0)).counts(), counts(1, 1, 0));
+    }
+
+    #[test]
+    fn silence_and_resets_are_faults() {
+        assert_eq!(report(&[], &End::Exit(0)).counts(), counts(0, 1, 0));
+        assert_eq!(report(&[BEGIN, BEGIN], &End::Exit(0)).counts(), counts(0, 1, 0));
+        assert_eq!(report(&[BEGIN, "HIL-CASE case=a"], &End::Exit(0)).counts(), counts(0, 1, 0));
+    }
+
+    #[test]
+    fn exit_code_needs_a_reason() {
+        assert_eq!(report(&[BEGIN], &End::Exit(1)).counts(), counts(0, 1, 0));
+        let failing = [BEGIN, "HIL-CASE case=a level=vid mode=xapic result=fail note=x"];
+        assert_eq!(report(&failing, &End::Exit(1)).counts(), counts(0, 1, 0));
+    }
+
+    #[test]
+    fn exits_are_held_to_what_was_expected() {
+        let wrong = [BEGIN, "HIL-EXITS op=eoi level=vid mode=xapic count=3 per=100 expect=0"];
+        assert_eq!(report(&wrong, &End::Exit(0)).counts().failed, 1);
+        let free = [BEGIN, "HIL-EXITS op=eoi level=vid mode=xapic count=3 per=100 expect=-"];
+        assert_eq!(report(&free, &End::Exit(0)).counts().failed, 0);
+    }
+
+    #[test]
+    fn closing_line_names_skips_only_when_there_are_some() {
+        assert_eq!(counts(3, 0, 0).closing_line(), "3 passed, 0 failed");
+        assert_eq!(counts(3, 1, 2).closing_line(), "3 passed, 1 failed, 2 skipped");
+    }
+}

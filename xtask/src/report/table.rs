@@ -1,0 +1,140 @@
+//! Tables for people.
+
+use std::io::Write;
+
+use anyhow::Result;
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::upcall::{Verdict, word};
+use super::{Outcome, Report, Upcall};
+use crate::command::stage::Done;
+use crate::report::parse::Who;
+
+/// All of a run: cases, exits per operation, detected emulator bugs, faults.
+pub(crate) fn print_report(out: &mut impl Write, report: &Report) -> Result<()> {
+    if let Some(begin) = &report.begin {
+        writeln!(
+            out,
+            "{}: {} CPUs, {}, {}",
+            begin.machine, begin.cpus, begin.vendor, begin.features
+        )?;
+    }
+    if !report.cases.is_empty() {
+        write_cases(out, report)?;
+    }
+    if !report.upcalls.is_empty() {
+        let (verdicts, _) = super::judge(&report.upcalls);
+        print_upcalls(out, &report.upcalls, &verdicts)?;
+    }
+    if !report.exits.is_empty() {
+        write_exits(out, report)?;
+    }
+    for bug in &report.bugs {
+        writeln!(out, "emulator bug {}: {}", bug.name, bug.note)?;
+    }
+    for fault in &report.faults {
+        writeln!(out, "FAILED: {fault}")?;
+    }
+    Ok(())
+}
+
+/// One row a case.
+fn write_cases(out: &mut impl Write, report: &Report) -> Result<()> {
+    let mut table = table(&["case", "level", "mode", "result", "note"]);
+    for case in &report.cases {
+        let result = match case.result {
+            Outcome::Pass => "pass",
+            Outcome::Fail => "FAIL",
+            Outcome::Skip => "skip",
+        };
+        table.add_row([&*case.case, &*case.level, &*case.mode, result, &*case.note]);
+    }
+    Ok(writeln!(out, "{table}")?)
+}
+
+/// The upcall story, one row for each way and each of driver and contrast.
+pub(crate) fn print_upcalls(
+    out: &mut impl Write,
+    rows: &[Upcall],
+    verdicts: &[Verdict],
+) -> Result<()> {
+    let heads = [
+        "SVR is written",
+        "who",
+        "mode",
+        "IRR clean before enable",
+        "upcalls expected",
+        "seen",
+        "exits",
+        "verdict",
+    ];
+    let mut table = table(&heads);
+    align_right(&mut table, 4..7);
+    for (row, verdict) in rows.iter().zip(verdicts) {
+        let way = match row.way.as_str() {
+            "emulated" => "by emulation (APIC-access exit)",
+            "apic-write" => "by APIC-write exit",
+            "silent" => "silently (no exit)",
+            other => other,
+        };
+        let who = match row.who {
+            Who::Driver => "driver",
+            Who::Contrast => "cached flag (contrast)",
+        };
+        let verdict = match verdict {
+            Verdict::Pass("right") => "right".to_owned(),
+            Verdict::Pass(why) => format!("{} ({why})", word(row.result)),
+            Verdict::Shown => format!("{} (shown only)", word(row.result)),
+            Verdict::Fail(why) => format!("FAIL: {why}"),
+        };
+        let clean = if row.irr_clean { "yes" } else { "no" };
+        let [expected, seen, exits] =
+            [row.expected, row.seen, row.exits].map(|number| number.to_string());
+        table.add_row([way, who, &row.mode, clean, &expected, &seen, &exits, &verdict]);
+    }
+    Ok(writeln!(out, "{table}")?)
+}
+
+/// One row a stage of `cargo xtask test`.
+pub(crate) fn print_stages(out: &mut impl Write, stages: &[Done]) -> Result<()> {
+    let mut table = table(&["stage", "passed", "failed", "skipped", "seconds"]);
+    align_right(&mut table, 1..5);
+    for stage in stages {
+        let counts = stage.counts;
+        let numbers =
+            [counts.passed, counts.failed, counts.skipped].map(|number| number.to_string());
+        let seconds = format!("{:.1}", stage.seconds);
+        let [passed, failed, skipped] = numbers;
+        table.add_row([stage.name.as_str(), &passed, &failed, &skipped, &seconds]);
+    }
+    Ok(writeln!(out, "{table}")?)
+}
+
+fn write_exits(out: &mut impl Write, report: &Report) -> Result<()> {
+    let mut table = table(&["operation", "level", "mode", "operations", "VM exits", "must be"]);
+    align_right(&mut table, 3..6);
+    for row in &report.exits {
+        let expect = match row.expect {
+            None => "-".to_owned(),
+            Some(expect) if expect == row.count => expect.to_string(),
+            Some(expect) => format!("{expect} FAIL"),
+        };
+        let [per, count] = [row.per, row.count].map(|number| number.to_string());
+        table.add_row([&*row.op, &*row.level, &*row.mode, &*per, &*count, &*expect]);
+    }
+    Ok(writeln!(out, "{table}")?)
+}
+
+fn table(heads: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(heads);
+    table
+}
+
+fn align_right(table: &mut Table, columns: std::ops::Range<usize>) {
+    for index in columns {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
