@@ -5,7 +5,9 @@
 #![no_main]
 
 mod boot;
+mod guest;
 mod machine;
+mod vmx;
 
 use machine::command_line::CommandLine;
 use machine::self_check::{CASES, Case, Outcome};
@@ -46,7 +48,7 @@ fn run(line: &CommandLine) -> u32 {
             .is_none_or(|part| case.name.contains(part))
     };
     let mut failed = 0;
-    for case in CASES.iter().filter(wanted) {
+    for case in CASES.iter().chain(vmx::smoke::CASES).filter(wanted) {
         if line.has("list") {
             println!("HIL-LIST case={}", case.name);
             continue;

@@ -237,7 +237,8 @@ struct Code<'a> {
 impl Code<'_> {
     fn next(&mut self) -> Result<u8, DecodeError> {
         const LONGEST: usize = 15;
-        let byte = self.bytes.iter().take(LONGEST).nth(self.at).copied().ok_or(DecodeError::Truncated)?;
+        let byte =
+            self.bytes.iter().take(LONGEST).nth(self.at).copied().ok_or(DecodeError::Truncated)?;
         self.at += 1;
         Ok(byte)
     }
@@ -271,7 +272,12 @@ impl Code<'_> {
         Ok(encoded.sign_extend(value) & width.mask())
     }
 
-    fn extending_load(&mut self, prefixes: &Prefixes, width: Width, sign: bool) -> Result<Access, DecodeError> {
+    fn extending_load(
+        &mut self,
+        prefixes: &Prefixes,
+        width: Width,
+        sign: bool,
+    ) -> Result<Access, DecodeError> {
         let register = prefixes.register(self.memory_operand()?);
         let place = Place { register, high_byte: false, width: prefixes.operand_width() };
         self.access(Direction::Load { place, sign }, width)

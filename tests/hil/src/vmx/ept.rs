@@ -3,8 +3,8 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::frames::OwnedFrame;
 use super::{Capability, VmxError};
-use crate::machine::memory;
 
 const PAGE: u64 = 1 << 12;
 const LARGE_PAGE: u64 = 1 << 21;
@@ -42,13 +42,19 @@ pub(crate) enum MemoryType {
 #[derive(Debug)]
 pub(crate) struct Ept {
     root: u64,
+    tables: [Option<OwnedFrame>; 24],
     single_context: bool,
 }
 
 impl Ept {
     /// Maps `0..limit` to itself as write-back memory, in pages of 2 MiB; `limit` is rounded up. Nothing else is present.
     pub(crate) fn identity(capability: &Capability, limit: u64) -> Result<Self, VmxError> {
-        let mut ept = Self { root: new_table(), single_context: capability.ept & 1 << 25 != 0 };
+        let mut ept = Self {
+            root: 0,
+            tables: [const { None }; 24],
+            single_context: capability.ept & 1 << 25 != 0,
+        };
+        ept.root = ept.new_table()?;
         let mut address = 0;
         while address < limit {
             let value = address | LARGE | (MemoryType::WriteBack as u64) << 3 | Permissions::ALL.0;
@@ -104,13 +110,30 @@ impl Ept {
         for lower in (level..4).rev() {
             let value = entry.load(Ordering::Relaxed);
             let table = match value {
-                0 => link(entry, new_table()),
-                _ if value & LARGE != 0 => link(entry, split(value)),
+                0 => link(entry, self.new_table()?),
+                _ if value & LARGE != 0 => link(entry, self.split(value)?),
                 _ => value & FRAME,
             };
             entry = slot(table, guest, lower);
         }
         Ok(entry)
+    }
+
+    /// A table whose 512 small pages mean what the large page `value` meant.
+    fn split(&mut self, value: u64) -> Result<u64, VmxError> {
+        let table = self.new_table()?;
+        let mut small = value & !LARGE;
+        for index in 0..512 {
+            slot(table, index * PAGE, 1).store(small, Ordering::Relaxed);
+            small += PAGE;
+        }
+        Ok(table)
+    }
+
+    fn new_table(&mut self) -> Result<u64, VmxError> {
+        let free = self.tables.iter_mut().find(|table| table.is_none());
+        let table = free.ok_or(VmxError::TooManyTables)?.insert(OwnedFrame::new());
+        Ok(table.physical_address())
     }
 }
 
@@ -121,26 +144,12 @@ fn link(entry: &AtomicU64, table: u64) -> u64 {
     table
 }
 
-/// A table whose 512 small pages mean what the large page `value` meant.
-fn split(value: u64) -> u64 {
-    let table = new_table();
-    let mut small = value & !LARGE;
-    for index in 0..512 {
-        slot(table, index * PAGE, 1).store(small, Ordering::Relaxed);
-        small += PAGE;
-    }
-    table
-}
-
-fn new_table() -> u64 {
-    memory::alloc_frame().physical_address()
-}
-
 /// Entry of `guest` in the table of `level` at `table`.
 fn slot(table: u64, guest: u64, level: u32) -> &'static AtomicU64 {
     let index = guest >> (12 + 9 * (level - 1)) & 511;
     let address = (table & FRAME) + index * 8;
-    // SAFETY: `table` came from `new_table`: a zeroed frame, identity-mapped, used as a table for ever; the processor reads
-    // it at the same time, which an atomic allows for (SDM Vol. 3A 9.1.1: aligned 8-byte accesses are atomic).
+    // SAFETY: `table` came from `new_table`: an identity-mapped frame that only serves as a table while the `Ept` lives, and
+    // callers keep the reference no longer than that. The processor reads it at the same time, which an atomic allows for
+    // (SDM Vol. 3A 9.1.1: aligned 8-byte accesses are atomic).
     unsafe { &*(address as *const AtomicU64) }
 }

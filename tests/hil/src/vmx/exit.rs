@@ -2,8 +2,8 @@
 
 use x86::vmx::vmcs::ro;
 
-use super::vmcs::Fields;
 use super::VmxError;
+use super::vmcs::Fields;
 
 /// One VM exit, read from the VMCS (SDM Vol. 3C 25.9 and 28.2).
 ///
@@ -165,6 +165,9 @@ impl Reason {
 
 impl From<u16> for Reason {
     fn from(number: u16) -> Self {
-        Self::KNOWN.iter().find(|known| known.0 == number).map_or(Self::Other(number), |known| known.1)
+        Self::KNOWN
+            .iter()
+            .find(|known| known.0 == number)
+            .map_or(Self::Other(number), |known| known.1)
     }
 }

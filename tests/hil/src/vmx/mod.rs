@@ -17,6 +17,7 @@ pub(crate) mod capability;
 pub(crate) mod decode;
 pub(crate) mod ept;
 pub(crate) mod exit;
+pub(crate) mod frames;
 pub(crate) mod interrupt;
 pub(crate) mod msr_bitmap;
 pub(crate) mod run;
@@ -50,6 +51,8 @@ pub(crate) enum VmxError {
     },
     /// A guest-physical address that the tables cannot hold, or that is not aligned.
     BadAddress(u64),
+    /// The fixed number of tables of one EPT is used up.
+    TooManyTables,
     /// VMXON, VMCLEAR or VMPTRLD failed for the region at this address.
     Region(u64),
     /// VMREAD or VMWRITE failed.
@@ -80,6 +83,7 @@ impl fmt::Display for VmxError {
                 write!(f, "controls {missing:#x} are not among {:#x}", allowed.may_be_one)
             }
             Self::BadAddress(address) => write!(f, "bad address {address:#x}"),
+            Self::TooManyTables => f.write_str("too many EPT tables"),
             Self::Region(address) => write!(f, "VMX region {address:#x} refused"),
             Self::Vmcs(error) => write!(f, "{error}"),
             Self::EntryRefused(None) => f.write_str("VM entry without a current VMCS"),

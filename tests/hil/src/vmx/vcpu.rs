@@ -77,8 +77,8 @@ impl Current<'_> {
     }
 
     /// Which RDMSR and WRMSR exit.
-    pub(crate) fn msr_bitmap(&self) -> &MsrBitmap {
-        &self.vcpu.msr_bitmap
+    pub(crate) fn msr_bitmap(&mut self) -> &mut MsrBitmap {
+        &mut self.vcpu.msr_bitmap
     }
 
     /// The exits so far, by reason.

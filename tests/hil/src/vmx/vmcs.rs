@@ -7,29 +7,36 @@ use vlapic_hal::{Vmcs, VmcsField};
 use x86::bits64::vmx;
 
 use super::VmxError;
-use crate::machine::memory;
+use super::frames::OwnedFrame;
 
 /// A VMXON or VMCS region: one frame that belongs to the processor from now on.
-///
-/// The frame is never given back, so that no processor can hold a stale pointer to memory in other use.
+/// A VMCS must be clear when its region is dropped.
 #[derive(Debug)]
 pub(crate) struct Region {
-    address: u64,
+    frame: OwnedFrame,
 }
 
 impl Region {
     /// A zeroed frame that starts with the VMCS revision identifier (SDM Vol. 3C 25.2).
     pub(crate) fn new(revision: u32) -> Self {
-        let frame = memory::alloc_frame();
-        frame.0[..4].copy_from_slice(&revision.to_le_bytes());
-        Self { address: frame.physical_address() }
+        let mut frame = OwnedFrame::new();
+        frame.bytes()[..4].copy_from_slice(&revision.to_le_bytes());
+        Self { frame }
     }
 
     /// Enters VMX operation on the calling CPU, which keeps the region.
     pub(super) fn vmxon(self) -> Result<(), VmxError> {
         // SAFETY: CPL 0, CR4.VMXE and IA32_FEATURE_CONTROL are set by the only caller; the region holds the revision
         // identifier and nobody else knows it (SDM Vol. 3C 24.11.5).
-        unsafe { vmx::vmxon(self.address) }.map_err(|_| VmxError::Region(self.address))
+        let entered = unsafe { vmx::vmxon(self.address()) };
+        entered.map_err(|_| VmxError::Region(self.address()))?;
+        // The processor uses the frame until VMXOFF, which never comes.
+        core::mem::forget(self);
+        Ok(())
+    }
+
+    fn address(&self) -> u64 {
+        self.frame.physical_address()
     }
 
     /// Writes the VMCS back to memory and marks it clear: the next entry must be a VMLAUNCH, on any CPU.
@@ -37,17 +44,17 @@ impl Region {
     /// Must run on the CPU where the VMCS was current last (SDM Vol. 3C 25.11.1).
     pub(crate) fn clear(&self) -> Result<(), VmxError> {
         // SAFETY: CPL 0 in VMX operation; the region is a VMCS region of this processor's revision.
-        unsafe { vmx::vmclear(self.address) }.map_err(|_| VmxError::Region(self.address))
+        unsafe { vmx::vmclear(self.address()) }.map_err(|_| VmxError::Region(self.address()))
     }
 
     /// Makes this the calling CPU's current VMCS. Refused while another one is.
     pub(crate) fn make_current(&self) -> Result<(), VmxError> {
         const NONE: u64 = u64::MAX;
         if current() != NONE {
-            return Err(VmxError::Region(self.address));
+            return Err(VmxError::Region(self.address()));
         }
         // SAFETY: as in `clear`; callers clear it on one CPU before they load it on another.
-        unsafe { vmx::vmptrld(self.address) }.map_err(|_| VmxError::Region(self.address))
+        unsafe { vmx::vmptrld(self.address()) }.map_err(|_| VmxError::Region(self.address()))
     }
 }
 

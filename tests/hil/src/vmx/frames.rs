@@ -1,0 +1,47 @@
+//! Frames that are used again: each case builds its machine anew, and memory is small.
+
+use core::fmt;
+
+use spin::Mutex;
+
+use crate::machine::memory::{self, Frame};
+
+/// A zeroed frame with one owner, given back when dropped.
+pub(crate) struct OwnedFrame(Option<&'static mut Frame>);
+
+static FREE: Mutex<[Option<&'static mut Frame>; 256]> = Mutex::new([const { None }; 256]);
+
+impl OwnedFrame {
+    /// A frame given back before, or a new one.
+    pub(crate) fn new() -> Self {
+        let used = FREE.lock().iter_mut().find_map(Option::take);
+        Self(Some(used.unwrap_or_else(memory::alloc_frame)))
+    }
+
+    /// Where it is, for the processor.
+    pub(crate) fn physical_address(&self) -> u64 {
+        self.0.as_ref().map_or(0, |frame| frame.physical_address())
+    }
+
+    /// Its bytes.
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
+        self.0.as_mut().map_or(&mut [], |frame| &mut frame.0)
+    }
+}
+
+impl Drop for OwnedFrame {
+    fn drop(&mut self) {
+        let Some(frame) = self.0.take() else { return };
+        frame.0.fill(0);
+        // If there is no room to remember it, the frame is lost.
+        if let Some(slot) = FREE.lock().iter_mut().find(|slot| slot.is_none()) {
+            *slot = Some(frame);
+        }
+    }
+}
+
+impl fmt::Debug for OwnedFrame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OwnedFrame({:#x})", self.physical_address())
+    }
+}
