@@ -1,0 +1,68 @@
+//! Whether a destination means an APIC (SDM Vol. 3A 10.6.2, 10.12.9; APM Vol. 2 16.6, 16.14).
+
+use crate::base::Mode;
+use crate::inbox::Inbox;
+use crate::lifecycle::x2apic_ldr;
+use crate::message::Address;
+use crate::register::Register;
+use crate::slot::Slot;
+
+impl<I: Inbox> Slot<'_, I> {
+    /// Whether a physical destination is this APIC.
+    ///
+    /// In xAPIC mode the APIC compares 8 bits only, so a wide destination reaches it by its low
+    /// byte, and FF in that byte is a broadcast to it. An APIC that is not present hears nothing.
+    #[inline]
+    #[must_use]
+    pub fn matches_physical(&self, address: Address) -> bool {
+        match self.mode() {
+            Mode::Disabled => false,
+            _ if address.broadcast() => true,
+            Mode::XApic => {
+                let id = address.id() & 0xFF;
+                id == 0xFF || id == self.xapic_id()
+            }
+            Mode::X2Apic => address.id() == self.x2apic_id(),
+        }
+    }
+
+    /// Whether a logical destination means this APIC.
+    ///
+    /// xAPIC mode: flat or cluster model by DFR, from the page; other models match nothing. A
+    /// wide destination above FF names an x2APIC cluster and no xAPIC-mode APIC. Destination FF
+    /// is a broadcast in both models, whatever LDR says (APM Vol. 2 16.6.1).
+    #[inline]
+    #[must_use]
+    pub fn matches_logical(&self, address: Address) -> bool {
+        let id = address.id();
+        match self.mode() {
+            Mode::Disabled => false,
+            _ if address.broadcast() => true,
+            Mode::XApic => {
+                let page = self.page();
+                let ldr = page.read(Register::Ldr) >> 24;
+                match page.read(Register::Dfr) >> 28 {
+                    _ if id > 0xFF => false,
+                    _ if id == 0xFF => true,
+                    0xF => id & ldr != 0,
+                    0x0 => id >> 4 == ldr >> 4 && id & ldr & 0xF != 0,
+                    _ => false,
+                }
+            }
+            Mode::X2Apic => {
+                let ldr = x2apic_ldr(self.x2apic_id());
+                id >> 16 == ldr >> 16 && id & ldr & 0xFFFF != 0
+            }
+        }
+    }
+
+    /// The ID that an xAPIC-mode APIC compares. Where the register is read-only this is the
+    /// strapped ID whatever the guest has scribbled into the page.
+    fn xapic_id(&self) -> u32 {
+        if self.profile().xapic_id_writable() {
+            self.page().read(Register::Id) >> 24
+        } else {
+            self.x2apic_id() & 0xFF
+        }
+    }
+}

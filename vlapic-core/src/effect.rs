@@ -1,0 +1,29 @@
+//! What a write asks of the hypervisor.
+
+use crate::base::ApicBase;
+use crate::message::Message;
+use crate::vector::Vector;
+
+/// What remains to be done after a register was written. The core calls nobody; it returns this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "the hypervisor has to carry this out"]
+#[non_exhaustive]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// Send the message to its destinations: [`Vm::send`](crate::Vm::send).
+    Ipi(Message),
+    /// Broadcast the EOI of this level-triggered vector to the I/O APICs.
+    EndOfInterrupt(Vector),
+    /// The timer's next expiry may have moved:
+    /// [`LocalApic::next_deadline`](crate::LocalApic::next_deadline).
+    TimerChanged,
+    /// IA32_APIC_BASE changed: remap the register window, reload the x2APIC MSR bitmap, change
+    /// CPUID.1:EDX bit 9.
+    BaseChanged {
+        /// The word before.
+        from: ApicBase,
+        /// The word now.
+        to: ApicBase,
+    },
+}

@@ -1,0 +1,226 @@
+//! Events that wait for the vCPU and have no place in the page.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::inbox::{Inbox, Notify};
+use crate::slot::Slot;
+
+/// Something the vCPU has to do that is not a vector in IRR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "taking an event is a promise to carry it out"]
+#[non_exhaustive]
+pub enum Event {
+    /// INIT arrived and the APIC has taken its INIT state: reset the processor's registers.
+    ///
+    /// A bootstrap processor then runs from the reset vector; another waits for its SIPI.
+    Init {
+        /// Whether the vCPU now waits for a SIPI.
+        waits: bool,
+    },
+    /// Start in real mode at `page << 12` (CS selector `page << 8`, IP 0).
+    Startup {
+        /// The start page.
+        page: u8,
+    },
+    /// Inject an SMI.
+    Smi,
+    /// Inject an NMI.
+    Nmi,
+    /// A message asked for an external interrupt: take the vector from the 8259.
+    ExtInt,
+}
+
+/// The two local interrupt pins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pin {
+    /// LINT0: the 8259's INTR in virtual-wire mode.
+    Lint0,
+    /// LINT1: NMI.
+    Lint1,
+}
+
+/// INIT, SIPI, NMI, SMI and ExtINT as latched, wait-for-SIPI, and what the pins did.
+///
+/// One word, so that a SIPI and the INIT before it are seen in order.
+#[derive(Debug, Default)]
+pub(crate) struct Latches(AtomicU32);
+
+const INIT: u32 = 1 << 0;
+const NMI: u32 = 1 << 1;
+const SMI: u32 = 1 << 2;
+const EXTINT: u32 = 1 << 3;
+const STARTUP: u32 = 1 << 4;
+const WAITING: u32 = 1 << 5;
+const STARTUP_PAGE_SHIFT: u32 = 8;
+const STARTUP_PAGE: u32 = 0xFF << STARTUP_PAGE_SHIFT;
+const PIN_LEVEL: u32 = 1 << 16;
+const PIN_ROSE: u32 = 1 << 18;
+const PIN_REMOTE_IRR: u32 = 1 << 20;
+/// Bits 31:24 count RESETs and INITs, so that a post that raced with one is noticed.
+const LIFE: u32 = 1 << 24;
+
+impl Latches {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    /// RESET: nothing latched. Pins keep their level, which is the outside's.
+    pub(crate) fn reset(&self, waiting: bool) {
+        let keep = (PIN_LEVEL * 3) | (LIFE * 0xFF);
+        self.update(|word| (word & keep).wrapping_add(LIFE) | if waiting { WAITING } else { 0 });
+    }
+
+    /// INIT taken: a SIPI that came after it stays, NMI and SMI are held (APM Vol. 2 16.10).
+    pub(crate) fn init(&self, waiting: bool) {
+        let drop = INIT | EXTINT | WAITING | ((PIN_ROSE | PIN_REMOTE_IRR) * 3);
+        self.update(|word| (word & !drop).wrapping_add(LIFE) | if waiting { WAITING } else { 0 });
+    }
+
+    /// The APIC's state was just thrown away without INIT (EN cleared).
+    pub(crate) fn begin_life(&self) {
+        self.0.fetch_add(LIFE, Ordering::AcqRel);
+    }
+
+    /// Which life between two RESETs or INITs this is, modulo 256.
+    #[inline]
+    pub(crate) fn life(&self) -> u32 {
+        self.load() / LIFE
+    }
+
+    pub(crate) fn waiting(&self) -> bool {
+        self.load() & WAITING != 0
+    }
+
+    /// Something that [`Self::take`] would return.
+    #[inline]
+    pub(crate) fn any(&self) -> bool {
+        let word = self.load();
+        let mask =
+            if word & WAITING != 0 { INIT | STARTUP } else { INIT | NMI | SMI | EXTINT | STARTUP };
+        word & mask != 0
+    }
+
+    pub(crate) fn latch_init(&self) -> bool {
+        // A SIPI from before this INIT is void.
+        self.update(|word| word & !(STARTUP | STARTUP_PAGE) | INIT);
+        true
+    }
+
+    /// Only a vCPU that waits for a SIPI, or will once it has taken its INIT, accepts one.
+    pub(crate) fn latch_startup(&self, page: u8) -> bool {
+        let latch = |word: u32| {
+            let accepts = word & (INIT | WAITING) != 0 && word & STARTUP == 0;
+            accepts.then_some(word | STARTUP | u32::from(page) << STARTUP_PAGE_SHIFT)
+        };
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, latch).is_ok()
+    }
+
+    pub(crate) fn latch_nmi(&self) -> bool {
+        self.0.fetch_or(NMI, Ordering::AcqRel);
+        true
+    }
+
+    pub(crate) fn latch_smi(&self) -> bool {
+        self.0.fetch_or(SMI, Ordering::AcqRel);
+        true
+    }
+
+    pub(crate) fn latch_extint(&self) -> bool {
+        self.0.fetch_or(EXTINT, Ordering::AcqRel);
+        true
+    }
+
+    /// INIT first; then, unless waiting for a SIPI, everything else.
+    pub(crate) fn take_init(&self) -> bool {
+        self.load() & INIT != 0
+    }
+
+    pub(crate) fn take(&self) -> Option<Event> {
+        let word = self.load();
+        if word & WAITING != 0 {
+            if word & STARTUP == 0 {
+                return None;
+            }
+            let page = (word >> STARTUP_PAGE_SHIFT) as u8;
+            self.update(|word| word & !(STARTUP | STARTUP_PAGE | WAITING));
+            return Some(Event::Startup { page });
+        }
+        for (bit, event) in [(SMI, Event::Smi), (NMI, Event::Nmi), (EXTINT, Event::ExtInt)] {
+            if word & bit != 0 {
+                self.0.fetch_and(!bit, Ordering::AcqRel);
+                return Some(event);
+            }
+        }
+        // A SIPI that a bootstrap processor got with its INIT is ignored.
+        if word & STARTUP != 0 {
+            self.update(|word| word & !(STARTUP | STARTUP_PAGE));
+        }
+        None
+    }
+
+    pub(crate) fn set_pin(&self, pin: Pin, asserted: bool) -> bool {
+        let shift = pin as u32;
+        let old = if asserted {
+            self.update(|word| {
+                let rose = if word & PIN_LEVEL << shift == 0 { PIN_ROSE << shift } else { 0 };
+                word | PIN_LEVEL << shift | rose
+            })
+        } else {
+            self.update(|word| word & !(PIN_LEVEL << shift))
+        };
+        (old & PIN_LEVEL << shift != 0) != asserted
+    }
+
+    pub(crate) fn pin_level(&self, pin: Pin) -> bool {
+        self.load() & PIN_LEVEL << pin as u32 != 0
+    }
+
+    pub(crate) fn take_pin_edge(&self, pin: Pin) -> bool {
+        let bit = PIN_ROSE << pin as u32;
+        self.load() & bit != 0 && self.0.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+    }
+
+    pub(crate) fn remote_irr(&self, pin: Pin) -> bool {
+        self.load() & PIN_REMOTE_IRR << pin as u32 != 0
+    }
+
+    pub(crate) fn set_remote_irr(&self, pin: Pin, set: bool) {
+        let bit = PIN_REMOTE_IRR << pin as u32;
+        if set {
+            self.0.fetch_or(bit, Ordering::AcqRel);
+        } else {
+            self.0.fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether a pin did or does anything at all.
+    #[inline]
+    pub(crate) fn pins_idle(&self) -> bool {
+        self.load() & ((PIN_LEVEL | PIN_ROSE) * 3) == 0
+    }
+
+    #[inline]
+    fn load(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn update(&self, change: impl Fn(u32) -> u32) -> u32 {
+        match self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| Some(change(word))) {
+            Ok(old) | Err(old) => old,
+        }
+    }
+}
+
+impl<I: Inbox> Slot<'_, I> {
+    /// Drives a local interrupt pin; any CPU may call.
+    ///
+    /// `asserted` is the pin's meaning, not its voltage: the polarity bit of the entry is for
+    /// wiring only. The owner delivers in its entry work, by what the entry says then.
+    pub fn set_lint(&self, pin: Pin, asserted: bool) -> Notify {
+        if self.latches.set_pin(pin, asserted) && asserted {
+            self.inbox().attention()
+        } else {
+            Notify::None
+        }
+    }
+}

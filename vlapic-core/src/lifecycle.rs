@@ -1,0 +1,130 @@
+//! RESET, INIT, and what a change of mode does to the registers.
+
+use crate::base::{ApicBase, Mode};
+use crate::effect::Effect;
+use crate::fault::Fault;
+use crate::inbox::Inbox;
+use crate::local::LocalApic;
+use crate::lvt::Lvt;
+use crate::profile::Vendor;
+use crate::register::{Bank, LvtEntry, Register};
+use crate::svr::Svr;
+use crate::timer::Timer;
+
+use core::sync::atomic::Ordering;
+
+impl<I: Inbox> LocalApic<'_, I> {
+    /// RESET: IA32_APIC_BASE, every register, and everything the page does not hold: latches,
+    /// pending errors, timer, posted vectors, the upcall's debt and its vector.
+    pub fn reset(&mut self, bootstrap: bool) {
+        self.slot.set_base(ApicBase::reset(bootstrap));
+        self.slot.latches.reset(!bootstrap);
+        self.slot.upcall.reset();
+        self.clear();
+        self.write_id();
+    }
+
+    /// INIT: as RESET, but the APIC ID and IA32_APIC_BASE stay (SDM Vol. 3A 10.4.7.3, 10.12.5.1).
+    ///
+    /// The upcall's vector stays and its debt starts anew: the pending byte decides when the APIC
+    /// next accepts. The deadline in IA32_TSC_DEADLINE is dropped, a choice where the SDM is
+    /// silent.
+    pub fn init(&mut self) {
+        self.slot.latches.init(!self.slot.base().bootstrap());
+        self.slot.upcall.init(self.slot.refused_upcall);
+        let id = self.slot.page().read(Register::Id);
+        self.clear();
+        self.slot.page().write(Register::Id, id);
+        if self.slot.mode() == Mode::X2Apic {
+            self.write_id();
+        }
+    }
+
+    /// A guest's WRMSR to IA32_APIC_BASE.
+    ///
+    /// To x2APIC mode the registers stay, but for ID, LDR and the high half of ICR. Turning the
+    /// APIC off puts its registers into their reset state, which SDM Vol. 3A 10.4.3 allows; with
+    /// them goes all that was posted.
+    ///
+    /// # Errors
+    /// #GP as [`ApicBase::write`] says.
+    pub fn write_apic_base(&mut self, value: u64) -> Result<Effect, Fault> {
+        let from = self.slot.base();
+        let to = from.write(value, self.slot.profile())?;
+        if to == from {
+            return Ok(Effect::None);
+        }
+        match (from.mode(), to.mode()) {
+            (_, Mode::Disabled) if from.present() => {
+                self.slot.set_base(to);
+                self.slot.latches.begin_life();
+                self.slot.upcall.init(self.slot.refused_upcall);
+                self.clear();
+                self.write_id();
+            }
+            (Mode::XApic, Mode::X2Apic) => {
+                self.slot.set_base(to);
+                self.write_id();
+                self.slot.page().write(Register::IcrHigh, 0);
+                self.slot.page().store(0x304, 0);
+            }
+            (Mode::Disabled, Mode::XApic) => {
+                self.slot.set_base(to);
+                self.write_id();
+            }
+            _ => self.slot.set_base(to),
+        }
+        Ok(Effect::BaseChanged { from, to })
+    }
+
+    /// Puts every register into its reset state (SDM Vol. 3A 10.4.7.1), ID and LDR of x2APIC mode
+    /// aside, and drops what the page does not hold.
+    fn clear(&mut self) {
+        let page = self.slot.page();
+        let profile = self.slot.profile();
+        self.timer = Timer::default();
+        self.slot.pending_errors.store(0, Ordering::Relaxed);
+        self.slot.inbox().discard();
+        for word in page.words() {
+            word.store(0, Ordering::Relaxed);
+        }
+        page.write(Register::Version, profile.version());
+        page.write(Register::Dfr, 0xFFFF_FFFF);
+        page.write(Register::Svr, Svr::RESET.bits());
+        for entry in LvtEntry::ALL {
+            if entry != LvtEntry::Cmci || profile.cmci() {
+                page.write(Register::Lvt(entry), Lvt::RESET.bits());
+            }
+        }
+        if profile.vendor() == Vendor::Amd && profile.extended_space() {
+            page.write(Register::ExtendedFeature, 0x0004_0007);
+            for index in 0..8 {
+                page.write(Register::Ier(Bank::new(index)), 0xFFFF_FFFF);
+            }
+            // The manual prints zero; masked is what the parts' own manuals say and what is safe.
+            for index in 0..4 {
+                page.write(Register::ExtendedLvt(index), Lvt::RESET.bits());
+            }
+        }
+    }
+
+    /// Writes ID, and LDR as the mode has it.
+    fn write_id(&self) {
+        let id = self.slot.x2apic_id();
+        let page = self.slot.page();
+        if self.slot.mode() == Mode::X2Apic {
+            page.write(Register::Id, id);
+            page.write(Register::Ldr, x2apic_ldr(id));
+        } else {
+            page.write(Register::Id, id << 24);
+            page.write(Register::Ldr, 0);
+        }
+    }
+}
+
+/// LDR in x2APIC mode: cluster in bits 31:16, one bit of 15:0 (SDM Vol. 3A 10.12.10.2).
+#[inline]
+#[must_use]
+pub(crate) const fn x2apic_ldr(id: u32) -> u32 {
+    (id >> 4) << 16 | 1 << (id & 0xF)
+}

@@ -1,0 +1,310 @@
+//! The owner's handle: what only the CPU that runs the vCPU may do.
+
+use core::sync::atomic::{AtomicU8, Ordering, fence};
+
+use crate::effect::Effect;
+use crate::inbox::Inbox;
+use crate::latches::{Event, Pin};
+use crate::lvt::LvtDelivery;
+use crate::profile::Profile;
+use crate::register::{LvtEntry, Register};
+use crate::slot::{Outcome, Slot};
+use crate::timer::{Settings, Timer, divide_shift};
+use crate::upcall::UpcallDebt;
+use crate::vector::{Trigger, Vector};
+use crate::vectors::VectorSet;
+
+/// A vCPU's local APIC in the hands of the CPU that runs the vCPU.
+///
+/// There is one for each [`Slot`], and its methods are called only while the vCPU is outside
+/// guest mode. Four kinds of call:
+///
+/// * guest accesses: [`read_mmio`](Self::read_mmio), [`write_mmio`](Self::write_mmio),
+///   [`read_msr`](Self::read_msr), [`write_msr`](Self::write_msr), CR8, and
+///   [`after_write`](Self::after_write) where hardware has stored the value already;
+/// * entry work: [`take_event`](Self::take_event) until `None`, then [`prepare`](Self::prepare);
+/// * delivery without hardware help: [`nominate`](Self::nominate), which consumes nothing, and
+///   [`commit`](Self::commit) once the injection is certain;
+/// * getters.
+///
+/// Nothing here calls back, locks, allocates or reads a clock.
+pub struct LocalApic<'s, I> {
+    pub(crate) slot: &'s Slot<'s, I>,
+    pub(crate) timer: Timer,
+}
+
+/// What [`LocalApic::prepare`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Prepared {
+    /// When the APIC timer next expires, in guest TSC ticks: make the vCPU exit by then.
+    pub deadline: Option<u64>,
+    /// An upcall waits for the APIC to accept interrupts. If the guest can enable its APIC
+    /// without an exit, make it exit after a bounded time.
+    pub upcall_owed: bool,
+    /// [`LocalApic::take_event`] has something.
+    pub event: bool,
+}
+
+impl<'s, I: Inbox> LocalApic<'s, I> {
+    /// Takes ownership of `slot` and puts it through RESET. `bootstrap` makes the vCPU the BSP;
+    /// others wait for INIT and SIPI.
+    #[must_use]
+    pub fn new(slot: &'s Slot<'s, I>, bootstrap: bool) -> Self {
+        let mut apic = Self { slot, timer: Timer::default() };
+        apic.reset(bootstrap);
+        apic
+    }
+
+    /// The shared part.
+    #[inline]
+    #[must_use]
+    pub const fn slot(&self) -> &'s Slot<'s, I> {
+        self.slot
+    }
+
+    /// The next event that is not a vector, in the order the processor takes them.
+    ///
+    /// For [`Event::Init`] the APIC's own part of INIT has been carried out.
+    pub fn take_event(&mut self) -> Option<Event> {
+        if self.slot.latches.take_init() {
+            let waits = !self.slot.base().bootstrap();
+            self.init();
+            return Some(Event::Init { waits });
+        }
+        self.slot.latches.take()
+    }
+
+    /// The APIC's part of entry work: lets time pass to `now` (guest TSC ticks), looks at the
+    /// pins, pays an owed upcall if the APIC accepts by now, and moves everything posted into IRR.
+    ///
+    /// `pending` is the guest's pending byte, if it uses upcalls. Call after every exit's handling
+    /// and before every entry; calling it more often is harmless.
+    ///
+    /// Ordering: where an upcall is owed, a SeqCst fence separates whatever the vCPU stored before
+    /// (SVR) from the look at the debt, and pairs with the fence in
+    /// [`Slot::notify_upcall`]. With nothing owed there are only loads: a poster that refused
+    /// makes the vCPU come here again.
+    #[inline]
+    pub fn prepare(&mut self, now: u64, pending: Option<&AtomicU8>) -> Prepared {
+        self.pass_time(now);
+        if !self.slot.latches.pins_idle() {
+            self.look_at_pins();
+        }
+        let upcall_owed = match pending {
+            Some(pending) if self.slot.upcall.owed() => {
+                fence(Ordering::SeqCst);
+                self.slot.pay_upcall(pending) == UpcallDebt::Owed
+            }
+            _ => false,
+        };
+        self.slot.inbox().collect(self.slot.page());
+        Prepared { deadline: self.next_deadline(), upcall_owed, event: self.slot.latches.any() }
+    }
+
+    /// The interrupt that would be delivered now: the highest in IRR, if its class is above PPR's
+    /// (SDM Vol. 3A 10.8.4). Consumes nothing; call [`prepare`](Self::prepare) first.
+    #[inline]
+    #[must_use]
+    pub fn nominate(&self) -> Option<Vector> {
+        let vector = self.highest_request()?;
+        (self.slot.delivers() && vector.class() > self.processor_priority() & 0xF0)
+            .then_some(vector)
+    }
+
+    /// The highest vector in IRR whatever PPR says; on AMD without those that IER leaves out.
+    #[inline]
+    #[must_use]
+    pub fn highest_request(&self) -> Option<Vector> {
+        let page = self.slot.page();
+        if self.slot.profile().extended_space() && page.read(Register::ExtendedControl) & 1 != 0 {
+            let ier = VectorSet::new(page, 0x480);
+            return page.irr().highest_of(|index, word| word & ier.bank(index));
+        }
+        page.irr().highest()
+    }
+
+    /// The processor takes `vector`: IRR to ISR, PPR follows. `false` if it was no longer in IRR;
+    /// nothing changes then.
+    #[inline]
+    pub fn commit(&mut self, vector: Vector) -> bool {
+        let page = self.slot.page();
+        if !page.irr().remove(vector) {
+            return false;
+        }
+        page.isr().insert_owned(vector);
+        self.store_ppr();
+        true
+    }
+
+    /// An interrupt-acknowledge cycle: what [`nominate`](Self::nominate) names is committed; if
+    /// nothing is deliverable any more the answer is the spurious vector, and ISR does not change
+    /// (SDM Vol. 3A 10.9).
+    pub fn acknowledge(&mut self) -> u8 {
+        match self.nominate() {
+            Some(vector) if self.commit(vector) => vector.get(),
+            _ => self.slot.page().svr().spurious_vector(),
+        }
+    }
+
+    /// An EOI: the highest vector leaves ISR and PPR follows. A level-triggered one is broadcast,
+    /// unless SVR bit 12 suppresses it. Without a vector in service nothing happens (SDM Vol. 3A
+    /// 10.8.5).
+    pub fn end_of_interrupt(&mut self) -> Effect {
+        match self.slot.page().isr().highest() {
+            Some(vector) => self.end_of(vector),
+            None => Effect::None,
+        }
+    }
+
+    pub(crate) fn end_of(&mut self, vector: Vector) -> Effect {
+        self.slot.page().isr().remove_owned(vector);
+        self.store_ppr();
+        self.after_virtual_eoi(vector)
+    }
+
+    /// What is left of an EOI when hardware has already taken `vector` out of ISR (exit 45).
+    pub fn after_virtual_eoi(&mut self, vector: Vector) -> Effect {
+        let page = self.slot.page();
+        if !page.tmr().contains(vector) {
+            return Effect::None;
+        }
+        for (pin, entry) in PINS {
+            if self.slot.lvt(entry).vector() == vector.get() && self.slot.latches.remote_irr(pin) {
+                self.slot.latches.set_remote_irr(pin, false);
+                self.store_remote_irr(entry, false);
+            }
+        }
+        if self.slot.profile().eoi_suppression() && page.svr().eoi_broadcast_suppressed() {
+            Effect::None
+        } else {
+            Effect::EndOfInterrupt(vector)
+        }
+    }
+
+    /// When the timer next expires, in guest TSC ticks. May change with every write to a timer
+    /// register and with [`prepare`](Self::prepare).
+    #[inline]
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<u64> {
+        if self.timer == Timer::default() {
+            return None;
+        }
+        self.timer.next_expiry(self.timer_settings())
+    }
+
+    /// Whether the 8259's INTR reaches the processor: LINT0 is unmasked ExtINT, or there is no
+    /// APIC and the pin is INTR itself (SDM Vol. 3A 10.4.3). A software-disabled APIC masks its
+    /// entries and passes nothing.
+    #[must_use]
+    pub fn passes_external_interrupts(&self) -> bool {
+        if !self.slot.present() {
+            return true;
+        }
+        let lint0 = self.slot.lvt(LvtEntry::Lint0);
+        !lint0.masked() && lint0.delivery() == LvtDelivery::ExtInt
+    }
+
+    /// Whether LINT0 asks for an external interrupt now.
+    #[must_use]
+    pub fn external_interrupt_pending(&self) -> bool {
+        self.slot.latches.pin_level(Pin::Lint0) && self.passes_external_interrupts()
+    }
+
+    /// PPR from TPR and ISR: TPR if its class is at least that of the highest vector in service,
+    /// else that vector's class (SDM Vol. 3A 10.8.3.1).
+    #[inline]
+    #[must_use]
+    pub fn processor_priority(&self) -> u8 {
+        let page = self.slot.page();
+        let tpr = page.read(Register::Tpr) as u8;
+        let in_service = page.isr().highest().map_or(0, Vector::class);
+        if tpr & 0xF0 >= in_service { tpr } else { in_service }
+    }
+
+    #[inline]
+    pub(crate) fn store_ppr(&self) {
+        self.slot.page().write(Register::Ppr, u32::from(self.processor_priority()));
+    }
+
+    /// Lets time pass and delivers the timer's interrupt if it fired.
+    #[inline]
+    pub(crate) fn pass_time(&mut self, now: u64) {
+        if self.timer != Timer::default() && self.timer.advance(now, self.timer_settings()) {
+            // The owner is here and will look: nobody has to be told.
+            let _ = self.slot.local_event(LvtEntry::Timer);
+        }
+    }
+
+    pub(crate) fn timer_settings(&self) -> Settings {
+        let page = self.slot.page();
+        let profile: &Profile = self.slot.profile();
+        Settings {
+            mode: self.slot.lvt(LvtEntry::Timer).timer_mode(),
+            initial_count: page.read(Register::InitialCount),
+            shift: divide_shift(page.read(Register::DivideConfiguration)),
+            clock: profile.timer_clock(),
+        }
+    }
+
+    /// Delivers what the LINT pins ask for.
+    fn look_at_pins(&mut self) {
+        for (pin, entry) in PINS {
+            let rose = self.slot.latches.take_pin_edge(pin);
+            if !self.slot.present() {
+                // Without an APIC the pins are INTR, a level that the hypervisor asks for by
+                // `external_interrupt_pending`, and NMI.
+                if rose && pin == Pin::Lint1 {
+                    self.slot.latches.latch_nmi();
+                }
+                continue;
+            }
+            let lvt = self.slot.lvt(entry);
+            // LINT1 knows no level; only fixed interrupts may have it (SDM Vol. 3A 10.5.1).
+            let by_level = pin == Pin::Lint0 && lvt.trigger() == Trigger::Level;
+            match lvt.delivery() {
+                _ if lvt.masked() => {}
+                LvtDelivery::Fixed if by_level => self.offer_level(pin, entry),
+                LvtDelivery::Init if rose => {
+                    self.slot.latches.latch_init();
+                }
+                LvtDelivery::Fixed | LvtDelivery::Smi | LvtDelivery::Nmi if rose => {
+                    let _ = self.slot.local_event(entry);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Delivers a level-triggered pin, unless its last interrupt still waits for its EOI.
+    fn offer_level(&self, pin: Pin, entry: LvtEntry) {
+        let latches = &self.slot.latches;
+        if !latches.pin_level(pin) || latches.remote_irr(pin) {
+            return;
+        }
+        let receipt = self.slot.request(self.slot.lvt(entry).vector(), Trigger::Level);
+        if receipt.outcome == Outcome::Accepted {
+            latches.set_remote_irr(pin, true);
+            self.store_remote_irr(entry, true);
+        }
+    }
+
+    /// Shows remote IRR in the page's LVT entry.
+    pub(crate) fn store_remote_irr(&self, entry: LvtEntry, set: bool) {
+        let word = self.slot.page().word(Register::Lvt(entry).offset());
+        if set {
+            word.fetch_or(crate::lvt::Lvt::REMOTE_IRR, Ordering::Relaxed);
+        } else {
+            word.fetch_and(!crate::lvt::Lvt::REMOTE_IRR, Ordering::Relaxed);
+        }
+    }
+}
+
+pub(crate) const PINS: [(Pin, LvtEntry); 2] =
+    [(Pin::Lint0, LvtEntry::Lint0), (Pin::Lint1, LvtEntry::Lint1)];
+
+impl<I: Inbox> core::fmt::Debug for LocalApic<'_, I> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("LocalApic").field("slot", self.slot).field("timer", &self.timer).finish()
+    }
+}

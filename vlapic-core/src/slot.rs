@@ -1,0 +1,319 @@
+//! One vCPU's local APIC as every CPU may touch it.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::base::{ApicBase, Mode};
+use crate::esr::Errors;
+use crate::inbox::{Inbox, Notify};
+use crate::latches::Latches;
+use crate::lvt::{Lvt, LvtDelivery};
+use crate::message::Delivery;
+use crate::page::ApicPage;
+use crate::profile::Profile;
+use crate::register::{LvtEntry, Register};
+use crate::upcall::{RefusedUpcall, Upcall};
+use crate::vector::{Trigger, Vector};
+
+/// What any CPU may touch of one vCPU's local APIC: `&Slot` is all it takes to post.
+///
+/// The state is the page and IA32_APIC_BASE. Besides these there is only what they cannot hold:
+/// latched INIT, SIPI, NMI, SMI and pin levels, errors not yet shown in ESR, and the upcall.
+/// A VM is a slice of slots ([`Vm`](crate::Vm)); their storage is the hypervisor's.
+pub struct Slot<'p, I> {
+    page: &'p ApicPage,
+    base: AtomicU64,
+    profile: Profile,
+    x2apic_id: u32,
+    pub(crate) latches: Latches,
+    pub(crate) pending_errors: AtomicU32,
+    pub(crate) upcall: Upcall,
+    pub(crate) refused_upcall: RefusedUpcall,
+    inbox: I,
+}
+
+/// What became of a message at its target, and how the target is to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "`notify` has to be carried out"]
+pub struct Receipt {
+    /// What became of it.
+    pub outcome: Outcome,
+    /// How the target is told. May be something even if the message was not accepted (an error
+    /// interrupt).
+    pub notify: Notify,
+}
+
+/// What became of a message at its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Taken: it will be delivered.
+    Accepted,
+    /// The APIC does not accept it now (EN or SVR bit 8 clear, or a SIPI nobody waits for). A
+    /// level-triggered source asks again when it may have changed.
+    Refused,
+    /// The vector is below 16: ESR bit 6.
+    IllegalVector,
+}
+
+impl Receipt {
+    pub(crate) const fn new(outcome: Outcome, notify: Notify) -> Self {
+        Self { outcome, notify }
+    }
+
+    pub(crate) const REFUSED: Self = Self::new(Outcome::Refused, Notify::None);
+}
+
+impl<'p, I: Inbox> Slot<'p, I> {
+    /// The slot of the vCPU with x2APIC ID `x2apic_id` (its low 8 bits are the xAPIC ID), whose
+    /// registers live in `page`.
+    ///
+    /// The page gets its contents from [`LocalApic::new`](crate::LocalApic::new); until then the
+    /// APIC is not present and accepts nothing.
+    #[must_use]
+    pub const fn new(page: &'p ApicPage, x2apic_id: u32, profile: Profile, inbox: I) -> Self {
+        Self {
+            page,
+            base: AtomicU64::new(0),
+            profile,
+            x2apic_id,
+            latches: Latches::new(),
+            pending_errors: AtomicU32::new(0),
+            upcall: Upcall::new(),
+            refused_upcall: RefusedUpcall::Owed,
+            inbox,
+        }
+    }
+
+    /// The slot with another policy for refused upcalls.
+    #[must_use]
+    pub fn with_refused_upcall(mut self, policy: RefusedUpcall) -> Self {
+        self.refused_upcall = policy;
+        self
+    }
+
+    /// The APIC page.
+    #[inline]
+    #[must_use]
+    pub const fn page(&self) -> &'p ApicPage {
+        self.page
+    }
+
+    /// The model of the APIC.
+    #[inline]
+    #[must_use]
+    pub const fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// The x2APIC ID the vCPU was made with.
+    #[inline]
+    #[must_use]
+    pub const fn x2apic_id(&self) -> u32 {
+        self.x2apic_id
+    }
+
+    /// Where accepted vectors wait.
+    #[inline]
+    #[must_use]
+    pub const fn inbox(&self) -> &I {
+        &self.inbox
+    }
+
+    /// IA32_APIC_BASE.
+    #[inline]
+    #[must_use]
+    pub fn base(&self) -> ApicBase {
+        ApicBase::from_bits(self.base.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_base(&self, base: ApicBase) {
+        self.base.store(base.bits(), Ordering::Relaxed);
+    }
+
+    /// The mode, from IA32_APIC_BASE.
+    #[inline]
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.base().mode()
+    }
+
+    /// *Present*: IA32_APIC_BASE.EN. Governs the CPUID bit, the register window, the x2APIC MSRs,
+    /// IA32_TSC_DEADLINE and CR8.
+    #[inline]
+    #[must_use]
+    pub fn present(&self) -> bool {
+        self.base().present()
+    }
+
+    /// *Accepts*: IA32_APIC_BASE.EN and SVR bit 8, read now. Governs fixed and lowest-priority
+    /// interrupts from anywhere. NMI, SMI, INIT and SIPI do not ask it.
+    #[inline]
+    #[must_use]
+    pub fn accepts(&self) -> bool {
+        self.present() && self.page.svr().software_enabled()
+    }
+
+    /// *Delivers what it already holds*: IA32_APIC_BASE.EN alone. An interrupt accepted before
+    /// the APIC was software-disabled stays in IRR and is still delivered.
+    ///
+    /// The manuals leave this open (SDM Vol. 3A 10.4.7.2: such interrupts are held and need
+    /// masking or handling). Virtual-interrupt delivery does not look at SVR, so this is the
+    /// answer that is the same with and without it.
+    #[inline]
+    #[must_use]
+    pub fn delivers(&self) -> bool {
+        self.present()
+    }
+
+    /// Whether the vCPU has left the wait-for-SIPI state.
+    #[inline]
+    #[must_use]
+    pub fn online(&self) -> bool {
+        !self.latches.waiting()
+    }
+
+    /// Delivers a message that is addressed to this vCPU; any CPU may call.
+    pub fn receive(&self, delivery: Delivery) -> Receipt {
+        let latched = match delivery {
+            Delivery::Fixed { vector, trigger } | Delivery::LowestPriority { vector, trigger } => {
+                return self.request(vector, trigger);
+            }
+            _ if !self.present() => false,
+            Delivery::Smi => self.latches.latch_smi(),
+            Delivery::Nmi => self.latches.latch_nmi(),
+            Delivery::Init => self.latches.latch_init(),
+            Delivery::Startup { page } => self.latches.latch_startup(page),
+            Delivery::ExtInt => self.latches.latch_extint(),
+        };
+        if latched {
+            Receipt::new(Outcome::Accepted, self.inbox.attention())
+        } else {
+            Receipt::REFUSED
+        }
+    }
+
+    /// Requests a fixed interrupt; any CPU may call.
+    ///
+    /// Acceptance is decided here, from the page: an APIC that does not accept changes nowhere,
+    /// neither in IRR nor in what waits for IRR. TMR is set before the request becomes visible
+    /// (SDM Vol. 3A 10.8.4).
+    #[inline]
+    pub fn request(&self, vector: u8, trigger: Trigger) -> Receipt {
+        match Vector::new(vector) {
+            Some(vector) => self.accept(vector, trigger),
+            None if self.present() => {
+                let notify = self.record_error(Errors::RECEIVE_ILLEGAL_VECTOR);
+                Receipt::new(Outcome::IllegalVector, notify)
+            }
+            _ => Receipt::REFUSED,
+        }
+    }
+
+    #[inline]
+    fn accept(&self, vector: Vector, trigger: Trigger) -> Receipt {
+        let life = self.latches.life();
+        if !self.accepts() {
+            return Receipt::REFUSED;
+        }
+        self.page.tmr().assign(vector, trigger == Trigger::Level);
+        let notify = self.inbox.post(self.page, vector, trigger);
+        if self.latches.life() == life {
+            return Receipt::new(Outcome::Accepted, notify);
+        }
+        self.accept_after_init(vector, trigger, notify)
+    }
+
+    /// INIT came between the look at SVR and the post, so the bit may have landed in the new
+    /// life's IRR. It stays there only if the APIC accepts again by now.
+    #[cold]
+    fn accept_after_init(&self, vector: Vector, trigger: Trigger, notify: Notify) -> Receipt {
+        if self.accepts() {
+            return Receipt::new(Outcome::Accepted, notify);
+        }
+        self.inbox.retract(self.page, vector);
+        // The guest may have enabled its APIC, and somebody posted the same vector, between the
+        // last look and the retraction; posting again then loses nothing.
+        if self.accepts() {
+            let notify = self.inbox.post(self.page, vector, trigger);
+            return Receipt::new(Outcome::Accepted, notify);
+        }
+        Receipt::new(Outcome::Refused, notify)
+    }
+
+    /// Raises an event of the vCPU's own: thermal, performance counter, CMCI.
+    ///
+    /// A masked entry drops it. On Intel a delivered performance-counter event masks its own
+    /// entry (SDM Vol. 3B 18.6.3). LINT pins have [`set_lint`](Self::set_lint), the timer its own
+    /// clock.
+    pub fn local_event(&self, entry: LvtEntry) -> Receipt {
+        let lvt = self.lvt(entry);
+        if lvt.masked() || !self.present() {
+            return Receipt::REFUSED;
+        }
+        let receipt = match lvt.delivery() {
+            LvtDelivery::Fixed if Vector::new(lvt.vector()).is_none() => {
+                // An error's own illegal vector must not raise a further error.
+                let notify = if entry == LvtEntry::Error {
+                    self.add_errors(Errors::RECEIVE_ILLEGAL_VECTOR);
+                    Notify::None
+                } else {
+                    self.record_error(Errors::RECEIVE_ILLEGAL_VECTOR)
+                };
+                return Receipt::new(Outcome::IllegalVector, notify);
+            }
+            LvtDelivery::Fixed => self.request(lvt.vector(), Trigger::Edge),
+            LvtDelivery::Smi => self.receive(Delivery::Smi),
+            LvtDelivery::Nmi => self.receive(Delivery::Nmi),
+            // Not supported by any entry that comes here (SDM Vol. 3A 10.5.1).
+            LvtDelivery::Init | LvtDelivery::ExtInt | LvtDelivery::Reserved => Receipt::REFUSED,
+        };
+        if entry == LvtEntry::Performance
+            && receipt.outcome == Outcome::Accepted
+            && self.profile.vendor() == crate::profile::Vendor::Intel
+        {
+            self.page.word(Register::Lvt(entry).offset()).fetch_or(Lvt::MASK, Ordering::Relaxed);
+        }
+        receipt
+    }
+
+    /// Adds `errors` to those that the next write to ESR will show, and raises the error LVT for
+    /// those not pending yet (SDM Vol. 3A 10.5.3).
+    pub fn record_error(&self, errors: Errors) -> Notify {
+        if self.add_errors(errors) {
+            self.local_event(LvtEntry::Error).notify
+        } else {
+            Notify::None
+        }
+    }
+
+    /// Whether the entry `entry` exists and what it says.
+    #[inline]
+    #[must_use]
+    pub fn lvt(&self, entry: LvtEntry) -> Lvt {
+        if entry == LvtEntry::Cmci && !self.profile.cmci() {
+            return Lvt::RESET;
+        }
+        let lvt = Lvt::from_bits(self.page.read(Register::Lvt(entry)));
+        // A software-disabled APIC masks its entries whatever a silent store left in them.
+        if self.page.svr().software_enabled() {
+            lvt
+        } else {
+            Lvt::from_bits(lvt.bits() | Lvt::MASK)
+        }
+    }
+
+    /// Whether a bit was added that was not pending.
+    fn add_errors(&self, errors: Errors) -> bool {
+        errors.bits() & !self.pending_errors.fetch_or(errors.bits(), Ordering::AcqRel) != 0
+    }
+}
+
+impl<I: Inbox> core::fmt::Debug for Slot<'_, I> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Slot")
+            .field("x2apic_id", &self.x2apic_id)
+            .field("mode", &self.mode())
+            .field("page", self.page)
+            .finish_non_exhaustive()
+    }
+}

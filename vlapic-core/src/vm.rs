@@ -1,0 +1,304 @@
+//! All vCPUs of a VM: who gets a message.
+
+use crate::base::Mode;
+use crate::inbox::Inbox;
+use crate::message::{Address, Delivery, Destination, Message};
+use crate::register::Register;
+use crate::slot::{Receipt, Slot};
+use crate::vector::Vector;
+
+/// The APICs of a VM, over storage that the hypervisor owns.
+///
+/// A vCPU is named by its index in the slice. Routing holds no copy of anything: every candidate's
+/// own page and IA32_APIC_BASE say whether a message is for it.
+pub struct Vm<'s, I> {
+    slots: &'s [Slot<'s, I>],
+}
+
+/// Why a slice of slots is not a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum VmError {
+    /// The slot at this index does not have a higher x2APIC ID than the one before.
+    NotAscending(usize),
+    /// More than 4096 slots.
+    TooMany,
+}
+
+impl core::fmt::Display for VmError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::NotAscending(index) => write!(f, "x2APIC IDs do not ascend at slot {index}"),
+            Self::TooMany => write!(f, "more than {} vCPUs", Vm::<()>::MAX_VCPUS),
+        }
+    }
+}
+
+impl core::error::Error for VmError {}
+
+impl<I> Vm<'_, I> {
+    /// The most vCPUs a VM may have.
+    pub const MAX_VCPUS: usize = 4096;
+}
+
+impl<'s, I> Clone for Vm<'s, I> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<I> Copy for Vm<'_, I> {}
+
+impl<I> core::fmt::Debug for Vm<'_, I> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Vm").field("vcpus", &self.slots.len()).finish()
+    }
+}
+
+impl<'s, I: Inbox> Vm<'s, I> {
+    /// The VM made of `slots`, which stand in ascending order of x2APIC ID.
+    ///
+    /// # Errors
+    /// [`VmError`] if they do not, or are too many.
+    pub fn new(slots: &'s [Slot<'s, I>]) -> Result<Self, VmError> {
+        if slots.len() > Vm::<()>::MAX_VCPUS {
+            return Err(VmError::TooMany);
+        }
+        for (index, pair) in slots.windows(2).enumerate() {
+            if let [before, after] = pair
+                && after.x2apic_id() <= before.x2apic_id()
+            {
+                return Err(VmError::NotAscending(index + 1));
+            }
+        }
+        Ok(Self { slots })
+    }
+
+    /// The slots, by vCPU index.
+    #[must_use]
+    pub const fn slots(&self) -> &'s [Slot<'s, I>] {
+        self.slots
+    }
+
+    /// The slot of vCPU `index`.
+    #[inline]
+    #[must_use]
+    pub fn slot(&self, index: usize) -> Option<&'s Slot<'s, I>> {
+        self.slots.get(index)
+    }
+
+    /// The vCPU with x2APIC ID `id`.
+    #[inline]
+    #[must_use]
+    pub fn index_of(&self, id: u32) -> Option<usize> {
+        // Most VMs number their vCPUs by ID.
+        let dense = id as usize;
+        if self.slots.get(dense).is_some_and(|slot| slot.x2apic_id() == id) {
+            return Some(dense);
+        }
+        self.slots.binary_search_by_key(&id, Slot::x2apic_id).ok()
+    }
+
+    /// Delivers `message`, vCPU by vCPU, as the iterator is driven: each item is a vCPU that was
+    /// addressed and what became of the message there. `sender` is the vCPU whose ICR it is;
+    /// `None` for devices, I/O APICs and MSIs.
+    ///
+    /// Lowest priority goes to exactly one of the APICs that accept it: the one with the lowest
+    /// PPR, and among equals the first at or after the index that equals the vector, going round
+    /// (AMD: the highest ID).
+    #[inline]
+    pub fn send(&self, message: &Message, sender: Option<usize>) -> Deliveries<'s, I> {
+        let mut targets = Targets::new(*self, message.destination, sender);
+        if let Delivery::LowestPriority { vector, .. } = message.delivery {
+            targets = match self.arbitrate(targets.clone(), vector) {
+                Some(index) => Targets::one(*self, index),
+                None => Targets::none(*self),
+            };
+        }
+        Deliveries { targets, delivery: message.delivery }
+    }
+
+    /// The vCPUs that `destination` means, without delivering anything.
+    #[must_use]
+    pub fn targets(&self, destination: Destination, sender: Option<usize>) -> Targets<'s, I> {
+        Targets::new(*self, destination, sender)
+    }
+
+    fn arbitrate(&self, targets: Targets<'s, I>, vector: u8) -> Option<usize> {
+        let rank = |&index: &usize| {
+            let slot = self.slots.get(index)?;
+            let amd = slot.profile().vendor() == crate::profile::Vendor::Amd;
+            let distance = if amd {
+                usize::MAX - index
+            } else {
+                (index | Vm::<()>::MAX_VCPUS).wrapping_sub(usize::from(vector))
+                    % Vm::<()>::MAX_VCPUS
+            };
+            slot.accepts().then(|| (processor_priority(slot) & 0xF0, distance))
+        };
+        targets.filter_map(|index| Some((rank(&index)?, index))).min().map(|(_, index)| index)
+    }
+}
+
+fn processor_priority<I: Inbox>(slot: &Slot<'_, I>) -> u8 {
+    let tpr = slot.page().read(Register::Tpr) as u8;
+    let in_service = slot.page().isr().highest().map_or(0, Vector::class);
+    if tpr & 0xF0 >= in_service { tpr } else { in_service }
+}
+
+/// The vCPUs that a destination means, in ascending order.
+pub struct Targets<'s, I> {
+    vm: Vm<'s, I>,
+    walk: Walk,
+    sender: Option<usize>,
+}
+
+/// How candidates are found; each is then asked whether the destination means it.
+#[derive(Clone, Copy, Debug)]
+enum Walk {
+    /// This vCPU, without asking.
+    One(Option<usize>),
+    /// Every vCPU from `next` on.
+    Every { next: usize, test: Test },
+    /// The vCPUs whose IDs equal `next` in their low byte.
+    Aliases { next: u32, address: Address },
+    /// The vCPUs of one x2APIC cluster: `members` is what is left of the bits 15:0.
+    Cluster { base: u32, members: u32, address: Address },
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Test {
+    Present,
+    PresentNotSender,
+    Physical(Address),
+    Logical(Address),
+}
+
+impl<'s, I: Inbox> Targets<'s, I> {
+    fn one(vm: Vm<'s, I>, index: usize) -> Self {
+        Self { vm, walk: Walk::One(Some(index)), sender: None }
+    }
+
+    fn none(vm: Vm<'s, I>) -> Self {
+        Self { vm, walk: Walk::One(None), sender: None }
+    }
+
+    fn new(vm: Vm<'s, I>, destination: Destination, sender: Option<usize>) -> Self {
+        let every = |test| Walk::Every { next: 0, test };
+        let walk = match destination {
+            Destination::SelfOnly => Walk::One(sender),
+            Destination::All => every(Test::Present),
+            Destination::AllButSelf => every(Test::PresentNotSender),
+            Destination::Physical(address) => {
+                // A VM is of one model, so its first APIC speaks for all.
+                let rewritable =
+                    vm.slots.first().is_some_and(|slot| slot.profile().xapic_id_writable());
+                if rewritable || address.broadcast() || address.id() & 0xFF == 0xFF {
+                    every(Test::Physical(address))
+                } else {
+                    Walk::Aliases { next: address.id() & 0xFF, address }
+                }
+            }
+            Destination::Logical(address @ Address::Wide(id))
+                if id > 0xFF && !address.broadcast() =>
+            {
+                Walk::Cluster { base: id >> 16 << 4, members: id & 0xFFFF, address }
+            }
+            Destination::Logical(address) => every(Test::Logical(address)),
+        };
+        Self { vm, walk, sender }
+    }
+}
+
+impl<I> Clone for Targets<'_, I> {
+    fn clone(&self) -> Self {
+        Self { vm: self.vm, walk: self.walk, sender: self.sender }
+    }
+}
+
+impl<I> core::fmt::Debug for Targets<'_, I> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Targets").field("walk", &self.walk).finish_non_exhaustive()
+    }
+}
+
+impl<I: Inbox> Iterator for Targets<'_, I> {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let slots = self.vm.slots;
+        match &mut self.walk {
+            Walk::One(index) => index.take().filter(|&index| index < slots.len()),
+            Walk::Every { next, test } => {
+                while let Some(slot) = slots.get(*next) {
+                    let index = *next;
+                    *next += 1;
+                    let meant = match *test {
+                        Test::Present => slot.mode() != Mode::Disabled,
+                        Test::PresentNotSender => {
+                            slot.mode() != Mode::Disabled && Some(index) != self.sender
+                        }
+                        Test::Physical(address) => slot.matches_physical(address),
+                        Test::Logical(address) => slot.matches_logical(address),
+                    };
+                    if meant {
+                        return Some(index);
+                    }
+                }
+                None
+            }
+            Walk::Aliases { next, address } => {
+                let last = slots.last().map_or(0, Slot::x2apic_id);
+                while *next <= last {
+                    let candidate = self.vm.index_of(*next);
+                    *next = next.saturating_add(0x100);
+                    if let Some(index) = candidate
+                        && slots.get(index)?.matches_physical(*address)
+                    {
+                        return Some(index);
+                    }
+                    if *next == u32::MAX {
+                        break;
+                    }
+                }
+                None
+            }
+            Walk::Cluster { base, members, address } => {
+                while *members != 0 {
+                    let id = *base + members.trailing_zeros();
+                    *members &= *members - 1;
+                    if let Some(index) = self.vm.index_of(id)
+                        && slots.get(index)?.matches_logical(*address)
+                    {
+                        return Some(index);
+                    }
+                }
+                None
+            }
+        }
+    }
+}
+
+/// A message on its way: see [`Vm::send`]. What is not driven is not delivered.
+#[must_use = "delivery happens as the iterator is driven"]
+pub struct Deliveries<'s, I> {
+    targets: Targets<'s, I>,
+    delivery: Delivery,
+}
+
+impl<I: Inbox> Iterator for Deliveries<'_, I> {
+    type Item = (usize, Receipt);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let index = self.targets.next()?;
+        let slot = self.targets.vm.slots.get(index)?;
+        Some((index, slot.receive(self.delivery)))
+    }
+}
+
+impl<I> core::fmt::Debug for Deliveries<'_, I> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Deliveries").field("delivery", &self.delivery).finish_non_exhaustive()
+    }
+}
