@@ -1,1 +1,3 @@
 //! Silicon models and scenario tests.
+
+pub mod model;

@@ -1,0 +1,43 @@
+//! Choices that the manual leaves open, and hardware that does not exist yet.
+
+/// How the model behaves where real processors may differ.
+///
+/// The default is the newest manual's wording, read literally. A driver must be right under every setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Knobs {
+    /// A virtualized write to the spurious-interrupt register (page offset 0F0, or WRMSR 80F when "virtualize x2APIC
+    /// mode" and "APIC-register virtualization" are 1) is stored in the page and nothing else happens. No processor
+    /// does this today.
+    pub svr_writes_never_exit: bool,
+    /// With virtual-interrupt delivery and without APIC-register virtualization, reads of page offsets 0B0 and 300 are
+    /// virtualized. Older printings of the manual do not say so.
+    pub vid_virtualizes_reads: bool,
+    /// With IPI virtualization alone, reads of page offset 300 are virtualized, as writes to it are.
+    pub ipiv_virtualizes_icr_reads: bool,
+    /// EOI virtualization with SVI = 0 acts on vector 0 and asks bit 0 of the EOI-exit bitmap. If false it changes
+    /// nothing but VPPR and never exits.
+    pub spurious_eoi_is_vector_0: bool,
+    /// A memory-mapped write to the ICR whose reserved bits are not all 0 is not a candidate for IPI virtualization.
+    pub xapic_ipiv_checks_reserved: bool,
+    /// VM entry checks the PID-pointer table address, and that IPI virtualization comes with the TPR shadow.
+    pub ipiv_entry_checks: bool,
+    /// VM entry clears bytes 3:1 of VTPR, even if it then fails.
+    pub entry_clears_vtpr_upper_bytes: bool,
+    /// VTPR bits 3:0 survive a guest's write to offset 080. No public test shows whether all processors keep them.
+    pub tpr_keeps_low_bits: bool,
+}
+
+impl Default for Knobs {
+    fn default() -> Self {
+        Knobs {
+            svr_writes_never_exit: false,
+            vid_virtualizes_reads: true,
+            ipiv_virtualizes_icr_reads: false,
+            spurious_eoi_is_vector_0: true,
+            xapic_ipiv_checks_reserved: true,
+            ipiv_entry_checks: true,
+            entry_clears_vtpr_upper_bytes: true,
+            tpr_keeps_low_bits: true,
+        }
+    }
+}

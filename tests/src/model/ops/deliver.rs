@@ -1,0 +1,31 @@
+//! Evaluation of pending virtual interrupts, and their delivery.
+
+use super::super::guest::{Activity, Guest, Shadow};
+use super::super::page::offset;
+
+impl Guest<'_> {
+    /// Evaluates pending virtual interrupts. This alone can recognize one; only delivery ends recognition.
+    pub(in crate::model) fn evaluate(&mut self) {
+        let window_free = !self.controls.interrupt_window_exiting;
+        self.recognized = window_free && self.rvi >> 4 > self.page.vppr() >> 4;
+    }
+
+    /// Whether an interrupt can be delivered at a boundary with this RFLAGS.IF and blocking.
+    pub(in crate::model) fn interruptible(&self, interrupt_flag: bool, shadow: Shadow) -> bool {
+        let awake = matches!(self.activity, Activity::Active | Activity::Hlt);
+        awake && interrupt_flag && shadow == Shadow::None
+    }
+
+    /// Delivers the recognized virtual interrupt and returns its vector.
+    pub(in crate::model) fn deliver(&mut self) -> u8 {
+        let vector = self.rvi;
+        self.page.set_vector(offset::VISR, vector);
+        self.svi = vector;
+        self.page.store(offset::VPPR, u32::from(vector & 0xf0));
+        self.page.clear_vector(offset::VIRR, vector);
+        self.rvi = self.page.highest(offset::VIRR).unwrap_or(0);
+        self.recognized = false;
+        self.activity = Activity::Active;
+        vector
+    }
+}
