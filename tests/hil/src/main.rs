@@ -10,17 +10,19 @@ mod machine;
 mod vmx;
 
 use machine::command_line::CommandLine;
-use machine::self_check::{CASES, Case, Outcome};
+use machine::self_check::{CASES, Case, LAST_CASES, Outcome};
+use machine::serial::COM1;
 use machine::{acpi, console, exit, identity, paging, smp};
 
 /// The boot code calls this on the first CPU: 64-bit mode, interrupts off, the first 4 GiB mapped.
 extern "C" fn boot_processor(magic: u32, information: u32) -> ! {
-    let information = boot::BootInformation {
-        loader: boot::Loader::from_magic(magic),
-        address: information,
-    };
+    let information =
+        boot::BootInformation { loader: boot::Loader::from_magic(magic), address: information };
     identity::detect();
-    console::initialise();
+    let line = CommandLine::read(information.command_line());
+    // `serial=0x..` names the I/O port of a serial card where a machine has no COM1.
+    let serial = line.number("serial").and_then(|port| u16::try_from(port).ok());
+    console::initialise(serial.unwrap_or(COM1));
     smp::initialise_first();
     paging::extend();
     let ids = acpi::apic_ids(information.acpi_root());
@@ -38,17 +40,14 @@ extern "C" fn boot_processor(magic: u32, information: u32) -> ! {
         information.loader.name(),
         if ids.is_some() { "acpi" } else { "broadcast" }
     );
-    exit::exit(run(&CommandLine::read()))
+    exit::exit(run(&line))
 }
 
 /// Runs the cases which the command line asks for; the exit code.
 fn run(line: &CommandLine) -> u32 {
-    let wanted = |case: &&Case| {
-        line.value("case")
-            .is_none_or(|part| case.name.contains(part))
-    };
+    let wanted = |case: &&Case| line.value("case").is_none_or(|part| case.name.contains(part));
     let mut failed = 0;
-    for case in CASES.iter().chain(vmx::smoke::CASES).filter(wanted) {
+    for case in CASES.iter().chain(vmx::smoke::CASES).chain(LAST_CASES).filter(wanted) {
         if line.has("list") {
             println!("HIL-LIST case={}", case.name);
             continue;
@@ -60,10 +59,7 @@ fn run(line: &CommandLine) -> u32 {
             Outcome::Fail(reason) => ("fail", reason),
         };
         failed |= u32::from(result == "fail");
-        println!(
-            "HIL-CASE case={} level=none mode=none result={result} note={note}",
-            case.name
-        );
+        println!("HIL-CASE case={} level=none mode=none result={result} note={note}", case.name);
     }
     failed
 }

@@ -64,4 +64,13 @@ impl BootInformation {
             _ => None,
         }
     }
+
+    /// Where the loader has left a command line for us: text that ends with a zero byte.
+    pub(crate) fn command_line(&self) -> Option<u64> {
+        match self.loader {
+            Loader::Multiboot1 => multiboot::command_line_1(self.address),
+            Loader::Multiboot2 => multiboot::command_line_2(self.address),
+            _ => None,
+        }
+    }
 }

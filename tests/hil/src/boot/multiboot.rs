@@ -1,4 +1,4 @@
-//! The Multiboot 1 and 2 headers, and what is read from a Multiboot 2 loader.
+//! The Multiboot 1 and 2 headers, and what is read from such a loader.
 
 use core::arch::global_asm;
 
@@ -7,33 +7,47 @@ pub(super) const LOADER_MAGIC_1: u32 = 0x2bad_b002;
 /// EAX when a Multiboot 2 loader enters us (Multiboot 2.0, 3.3).
 pub(super) const LOADER_MAGIC_2: u32 = 0x36d7_6289;
 
-/// Tag types of a copy of the ACPI root pointer: version 2 and later, version 1 (Multiboot 2.0, 3.6.13 and 3.6.14).
-const TAG_ACPI_NEW: u32 = 15;
+/// Tag types: the command line, and a copy of the ACPI root pointer of version 1 or later (Multiboot 2.0, 3.6).
+const TAG_COMMAND_LINE: u32 = 1;
 const TAG_ACPI_OLD: u32 = 14;
+const TAG_ACPI_NEW: u32 = 15;
 
-/// Address of the copy of the ACPI root pointer in the Multiboot 2 information at `information`.
+/// Where the copy of the ACPI root pointer is in the Multiboot 2 information.
 pub(super) fn acpi_root(information: u32) -> Option<u64> {
-    let mut old = None;
+    find_tag(information, TAG_ACPI_NEW).or_else(|| find_tag(information, TAG_ACPI_OLD))
+}
+
+/// Where the command line is in the Multiboot 1 information: offset 16, valid if flag 2 is set (Multiboot 0.6.96, 3.3).
+pub(super) fn command_line_1(information: u32) -> Option<u64> {
+    let information = u64::from(information);
+    (read(information) & 1 << 2 != 0).then(|| u64::from(read(information + 16)))
+}
+
+/// Where the command line is in the Multiboot 2 information.
+pub(super) fn command_line_2(information: u32) -> Option<u64> {
+    find_tag(information, TAG_COMMAND_LINE)
+}
+
+/// The contents of the first tag of a type.
+fn find_tag(information: u32, wanted: u32) -> Option<u64> {
     let mut address = u64::from(information) + 8;
     let end = u64::from(information) + u64::from(read(u64::from(information)));
     while address + 8 <= end {
         let (kind, size) = (read(address), read(address + 4));
-        match kind {
-            TAG_ACPI_NEW => return Some(address + 8),
-            TAG_ACPI_OLD => old = Some(address + 8),
-            _ => {}
+        if kind == wanted {
+            return Some(address + 8);
         }
         if kind == 0 || size < 8 {
             break;
         }
         address += u64::from(size).next_multiple_of(8);
     }
-    old
+    None
 }
 
 fn read(address: u64) -> u32 {
-    // SAFETY: the loader promises a readable structure below 4 GiB, which the boot page tables map, and its tags are
-    // 8-byte aligned (Multiboot 2.0, 3.4).
+    // SAFETY: the loader promises a readable structure below 4 GiB, which the boot page tables map, and all words read here
+    // are aligned in it (Multiboot 0.6.96, 3.3; Multiboot 2.0, 3.4).
     unsafe { core::ptr::with_exposed_provenance::<u32>(address as usize).read_volatile() }
 }
 

@@ -27,10 +27,7 @@ impl ApicIds {
 /// Reads the list, from the root pointer the loader gave or else the one in the BIOS area; `None` without ACPI.
 pub(crate) fn apic_ids(root: Option<u64>) -> Option<ApicIds> {
     let madt = find_table(root.or_else(scan_bios)?, *b"APIC")?;
-    let mut list = ApicIds {
-        ids: [0; MAX_CPUS],
-        count: 0,
-    };
+    let mut list = ApicIds { ids: [0; MAX_CPUS], count: 0 };
     let mut address = madt + 44;
     let end = madt + u64::from(read_u32(madt + 4));
     while address + 2 <= end {
@@ -54,10 +51,7 @@ fn scan_bios() -> Option<u64> {
             && (0..20).fold(0u8, |sum, index| sum.wrapping_add(read_u8(address + index))) == 0
     };
     let low = (extended >= 0x8_0000).then(|| (extended..extended + 0x400).step_by(16));
-    low.into_iter()
-        .flatten()
-        .chain((0xe_0000..0x10_0000).step_by(16))
-        .find(is_root)
+    low.into_iter().flatten().chain((0xe_0000..0x10_0000).step_by(16)).find(is_root)
 }
 
 fn find_table(root: u64, signature: [u8; 4]) -> Option<u64> {
@@ -68,13 +62,7 @@ fn find_table(root: u64, signature: [u8; 4]) -> Option<u64> {
     let entries = u64::from(read_u32(table + 4)).saturating_sub(36) / width;
     (0..entries)
         .map(|index| table + 36 + index * width)
-        .map(|entry| {
-            if width == 8 {
-                read_u64(entry)
-            } else {
-                u64::from(read_u32(entry))
-            }
-        })
+        .map(|entry| if width == 8 { read_u64(entry) } else { u64::from(read_u32(entry)) })
         .find(|&address| read_u32(address) == u32::from_le_bytes(signature))
 }
 

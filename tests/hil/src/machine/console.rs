@@ -2,6 +2,8 @@
 
 use core::fmt::{self, Write};
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use spin::Mutex;
 use x86::io::outb;
 
@@ -25,9 +27,10 @@ macro_rules! log {
     ($($argument:tt)*) => { $crate::machine::console::write(format_args!("HIL-LOG {}\n", format_args!($($argument)*))) };
 }
 
-static CONSOLE: Mutex<Console> = Mutex::new(Console {
-    serial: Serial::new(),
-});
+static CONSOLE: Mutex<Console> = Mutex::new(Console { serial: Serial::new() });
+
+/// Whether the last line has been printed.
+static CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// Bochs and QEMU copy bytes written here to their own output.
 const DEBUG_PORT: u16 = 0xe9;
@@ -50,8 +53,9 @@ impl Write for Console {
     }
 }
 
-pub(crate) fn initialise() {
-    CONSOLE.lock().serial.initialise();
+/// Opens the serial port at I/O port `serial`.
+pub(crate) fn initialise(serial: u16) {
+    CONSOLE.lock().serial.initialise(serial);
 }
 
 /// Prints; interrupts are off meanwhile, so a handler on this CPU may print as well.
@@ -62,14 +66,24 @@ pub(crate) fn write(text: fmt::Arguments<'_>) {
     });
 }
 
-/// Waits until everything printed has left the machine.
-pub(crate) fn drain() {
-    interrupts::without(|| CONSOLE.lock().serial.drain());
+/// Prints the very last line, waits until it has left the machine, and keeps the console from all CPUs for good.
+pub(crate) fn close(text: fmt::Arguments<'_>) {
+    // SAFETY: turning interrupts off only delays them; they stay off, or a handler would wait for ever for the console.
+    unsafe { x86::irq::disable() };
+    let mut console = CONSOLE.lock();
+    CLOSED.store(true, Ordering::Relaxed);
+    let _ = console.write_fmt(text);
+    console.serial.drain();
+    core::mem::forget(console);
 }
 
 /// For a CPU that is about to end the run: waits a while for the console, then takes it from whoever has it.
 pub(crate) fn seize() {
     const PATIENCE: u32 = 1_000_000;
+    while CLOSED.load(Ordering::Relaxed) {
+        // The run has ended already, and its last line is out.
+        core::hint::spin_loop();
+    }
     let free = (0..PATIENCE).any(|_| {
         core::hint::spin_loop();
         CONSOLE.try_lock().is_some()

@@ -36,12 +36,9 @@ pub(crate) fn this_cpu() -> usize {
 
 /// Fills the part of the table that all CPUs share. The first CPU calls this once, before [`load`].
 pub(super) fn initialise_gdt() {
-    for (entry, descriptor) in GDT.iter().zip([
-        0,
-        0x00cf_9b00_0000_ffff,
-        0x00cf_9300_0000_ffff,
-        0x00af_9b00_0000_ffff,
-    ]) {
+    for (entry, descriptor) in
+        GDT.iter().zip([0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00af_9b00_0000_ffff])
+    {
         entry.store(descriptor, Ordering::Relaxed);
     }
 }

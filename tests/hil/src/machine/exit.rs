@@ -12,8 +12,7 @@ const BOCHS_SHUTDOWN: u16 = 0x8900;
 
 /// Prints the closing record, waits for it to leave, and ends the emulator; a real machine stops here for good.
 pub(crate) fn exit(code: u32) -> ! {
-    crate::println!("HIL-EXIT {code}");
-    console::drain();
+    console::close(format_args!("HIL-EXIT {code}\n"));
     if identity::machine() != Machine::Metal {
         // SAFETY: on an emulator this port is the exit device or nothing.
         unsafe { outl(QEMU_EXIT, code) };
@@ -23,9 +22,7 @@ pub(crate) fn exit(code: u32) -> ! {
         }
     }
     loop {
-        // SAFETY: nothing waits for an interrupt any more on this CPU.
-        unsafe { x86::irq::disable() };
-        // SAFETY: with interrupts off this stops the CPU, as wanted.
+        // SAFETY: closing the console has turned interrupts off, so this stops the CPU, as wanted.
         unsafe { x86::halt() };
     }
 }

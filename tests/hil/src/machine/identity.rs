@@ -50,10 +50,7 @@ pub(crate) fn machine() -> Machine {
 
 /// Finds out where we run. The first CPU calls this once, early.
 pub(crate) fn detect() {
-    let machine = match cpuid()
-        .get_hypervisor_info()
-        .map(|hypervisor| hypervisor.identify())
-    {
+    let machine = match cpuid().get_hypervisor_info().map(|hypervisor| hypervisor.identify()) {
         Some(Hypervisor::QEMU) => Machine::Qemu,
         Some(Hypervisor::KVM) => Machine::Kvm,
         Some(_) => Machine::Unknown,
@@ -95,27 +92,16 @@ impl fmt::Display for Features {
             .is_some_and(|features| features.has_svm());
         // The "may be 1" half of a control register (SDM Vol. 3D A.3).
         let allowed = |register: u32| {
-            if vmx {
-                msr::try_read(register).unwrap_or(0) >> 32
-            } else {
-                0
-            }
+            if vmx { msr::try_read(register).unwrap_or(0) >> 32 } else { 0 }
         };
         let primary = allowed(IA32_VMX_PROCBASED_CTLS);
-        let secondary = if primary & 1 << 31 != 0 {
-            allowed(IA32_VMX_PROCBASED_CTLS2)
-        } else {
-            0
-        };
+        let secondary = if primary & 1 << 31 != 0 { allowed(IA32_VMX_PROCBASED_CTLS2) } else { 0 };
         let pin = allowed(IA32_VMX_PINBASED_CTLS);
         let tertiary = primary & 1 << 17 != 0;
         let avic = svm && __cpuid(0x8000_000a).edx & 1 << 13 != 0;
         let list = [
             ("x2apic", has(raw_cpuid::FeatureInfo::has_x2apic)),
-            (
-                "tsc-deadline",
-                has(raw_cpuid::FeatureInfo::has_tsc_deadline),
-            ),
+            ("tsc-deadline", has(raw_cpuid::FeatureInfo::has_tsc_deadline)),
             ("vmx", vmx && msr::try_read(IA32_VMX_BASIC).is_some()),
             ("tpr-shadow", primary & 1 << 21 != 0),
             ("ept", secondary & 1 << 1 != 0),
@@ -129,10 +115,7 @@ impl fmt::Display for Features {
             ("svm", svm),
             ("avic", avic),
         ];
-        let mut names = list
-            .iter()
-            .filter(|(_, present)| *present)
-            .map(|(name, _)| name);
+        let mut names = list.iter().filter(|(_, present)| *present).map(|(name, _)| name);
         if let Some(first) = names.next() {
             formatter.write_str(first)?;
         } else {
@@ -152,9 +135,7 @@ fn has_qemu_firmware_port() -> bool {
     // SAFETY: a PC has nothing else at this port.
     unsafe { outw(SELECTOR, 0) };
     // SAFETY: reading the data port touches no memory.
-    b"QEMU"
-        .iter()
-        .all(|&byte| unsafe { inb(SELECTOR + 1) } == byte)
+    b"QEMU".iter().all(|&byte| unsafe { inb(SELECTOR + 1) } == byte)
 }
 
 /// The Bochs BIOS names itself in the last 64 KiB below 1 MiB.

@@ -73,12 +73,7 @@ pub(crate) fn count_on(cpu: usize, vector: u8) -> u64 {
 
 /// Does what an interrupt on this vector does: for a VM exit that has already acknowledged it (SDM Vol. 3C 27.2.2).
 pub(crate) fn deliver(vector: u8) {
-    without(|| {
-        handle(&mut Frame {
-            vector: u64::from(vector),
-            ..Frame::default()
-        })
-    });
+    without(|| handle(&mut Frame { vector: u64::from(vector), ..Frame::default() }));
 }
 
 /// Runs `body` with interrupts off and puts the flag back as it was.
@@ -178,16 +173,11 @@ fn fatal(frame: &Frame) -> ! {
 impl fmt::Display for Frame {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let vector = (self.vector & 0xff) as usize;
-        let name = x86::irq::EXCEPTIONS
-            .get(vector)
-            .map_or("interrupt", |exception| exception.mnemonic);
+        let name =
+            x86::irq::EXCEPTIONS.get(vector).map_or("interrupt", |exception| exception.mnemonic);
         // SAFETY: reading CR2 has no side effects.
         let cr2 = unsafe { x86::controlregs::cr2() };
-        write!(
-            formatter,
-            "vector {vector} {name} error {:#x} cr2 {cr2:#x}",
-            self.error
-        )?;
+        write!(formatter, "vector {vector} {name} error {:#x} cr2 {cr2:#x}", self.error)?;
         let registers = [
             ("rip", self.rip),
             ("cs", self.cs),
@@ -210,9 +200,7 @@ impl fmt::Display for Frame {
             ("r14", self.r14),
             ("r15", self.r15),
         ];
-        registers
-            .iter()
-            .try_for_each(|(name, value)| write!(formatter, " {name} {value:#x}"))
+        registers.iter().try_for_each(|(name, value)| write!(formatter, " {name} {value:#x}"))
     }
 }
 

@@ -43,10 +43,7 @@ pub(crate) fn alloc_frames(count: usize) -> &'static mut [Frame] {
     // Relaxed: the addition alone makes the ranges disjoint.
     let first = NEXT.fetch_add(count, Ordering::Relaxed);
     assert!(first + count <= FRAMES, "out of page frames");
-    let start = (&raw const frame_pool)
-        .cast::<Frame>()
-        .cast_mut()
-        .wrapping_add(first);
+    let start = (&raw const frame_pool).cast::<Frame>().cast_mut().wrapping_add(first);
     // SAFETY: the range lies in the pool, and nobody else has or gets it. Loaders give us this memory.
     unsafe { start.write_bytes(0, count) };
     // SAFETY: as above; all zeroes is a valid frame.
@@ -56,9 +53,7 @@ pub(crate) fn alloc_frames(count: usize) -> &'static mut [Frame] {
 /// Puts a value into frames of its own: page-aligned, at a known physical address.
 pub(crate) fn place<T>(value: T) -> &'static mut T {
     const { assert!(align_of::<T>() <= FRAME_SIZE) };
-    let start = alloc_frames(size_of::<T>().div_ceil(FRAME_SIZE).max(1))
-        .as_mut_ptr()
-        .cast::<T>();
+    let start = alloc_frames(size_of::<T>().div_ceil(FRAME_SIZE).max(1)).as_mut_ptr().cast::<T>();
     // SAFETY: the frames are ours, large enough, and aligned to more than `T` asks for.
     unsafe { start.write(value) };
     // SAFETY: written just now, and nobody else has the address.

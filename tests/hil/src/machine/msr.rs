@@ -38,13 +38,8 @@ pub(crate) unsafe fn try_write(msr: u32, value: u64) -> bool {
 
 /// If `frame` is a #GP raised by one of the accesses that may fail, makes it fail; otherwise `false`.
 pub(super) fn recover(frame: &mut Frame) -> bool {
-    let faulting = [
-        &raw const hil_rdmsr_instruction,
-        &raw const hil_wrmsr_instruction,
-    ];
-    let known = faulting
-        .iter()
-        .any(|instruction| instruction.addr() as u64 == frame.rip);
+    let faulting = [&raw const hil_rdmsr_instruction, &raw const hil_wrmsr_instruction];
+    let known = faulting.iter().any(|instruction| instruction.addr() as u64 == frame.rip);
     if known {
         frame.rip = (&raw const hil_msr_failed).addr() as u64;
     }

@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::apic::{self, Mode};
 use super::command_line::CommandLine;
+use super::identity::Machine;
 use super::{identity, interrupts, msr, pit, smp};
 
 /// How a case ends that was not run to a pass or a failure.
@@ -19,32 +20,18 @@ pub(crate) struct Case {
     pub(crate) run: fn(&CommandLine) -> Outcome,
 }
 
+/// Run first: what every other case stands on.
 pub(crate) const CASES: &[Case] = &[
-    Case {
-        name: "machine-cpus",
-        run: all_cpus_up,
-    },
-    Case {
-        name: "machine-work",
-        run: work_runs_on_its_cpu,
-    },
-    Case {
-        name: "machine-ipi",
-        run: ipi_received_once,
-    },
-    Case {
-        name: "machine-timer",
-        run: timer_interrupts,
-    },
-    Case {
-        name: "machine-msr-fault",
-        run: missing_msr_is_a_value,
-    },
-    Case {
-        name: "machine-x2apic",
-        run: x2apic_on_another_cpu,
-    },
+    Case { name: "machine-cpus", run: all_cpus_up },
+    Case { name: "machine-work", run: work_runs_on_its_cpu },
+    Case { name: "machine-ipi", run: ipi_received_once },
+    Case { name: "machine-timer", run: timer_interrupts },
+    Case { name: "machine-msr-fault", run: missing_msr_is_a_value },
 ];
+
+/// Run last: it leaves a CPU in a mode from which not every machine finds back.
+pub(crate) const LAST_CASES: &[Case] =
+    &[Case { name: "machine-x2apic", run: x2apic_on_another_cpu }];
 
 const IPI_VECTOR: u8 = 0x41;
 const TIMER_VECTOR: u8 = 0x42;
@@ -61,15 +48,16 @@ fn within_a_second(condition: impl Fn() -> bool) -> bool {
 }
 
 fn all_cpus_up(line: &CommandLine) -> Outcome {
-    match line.number("cpus") {
-        Some(expected) if expected != smp::cpu_count() as u64 => {
-            Outcome::Fail("not as many CPUs as announced")
-        }
-        _ if (0..smp::cpu_count()).any(|a| (0..a).any(|b| smp::apic_id(a) == smp::apic_id(b))) => {
-            Outcome::Fail("two CPUs with one APIC ID")
-        }
-        _ => Outcome::Pass,
+    // A real machine has the CPUs it has, whatever the image was told when it was written.
+    let announced = line.number("cpus").filter(|_| identity::machine() != Machine::Metal);
+    if announced.is_some_and(|count| count != smp::cpu_count() as u64) {
+        return Outcome::Fail("not as many CPUs as announced");
     }
+    let same = |a: usize, b: usize| smp::apic_id(a) == smp::apic_id(b);
+    if (0..smp::cpu_count()).any(|a| (0..a).any(|b| same(a, b))) {
+        return Outcome::Fail("two CPUs with one APIC ID");
+    }
+    Outcome::Pass
 }
 
 fn work_runs_on_its_cpu(_: &CommandLine) -> Outcome {
@@ -130,10 +118,7 @@ fn timer_interrupts(_: &CommandLine) -> Outcome {
 fn missing_msr_is_a_value(_: &CommandLine) -> Outcome {
     /// In no manual; emulators told to ignore unknown MSRs read it as zero.
     const NO_SUCH_MSR: u32 = 0x4000_0fff;
-    match (
-        msr::try_read(NO_SUCH_MSR),
-        msr::try_read(x86::msr::IA32_APIC_BASE),
-    ) {
+    match (msr::try_read(NO_SUCH_MSR), msr::try_read(x86::msr::IA32_APIC_BASE)) {
         (None | Some(0), Some(base)) if base == msr::read(x86::msr::IA32_APIC_BASE) => {
             Outcome::Pass
         }
@@ -141,11 +126,9 @@ fn missing_msr_is_a_value(_: &CommandLine) -> Outcome {
     }
 }
 
-/// Last, because there is no way back that all machines allow.
 fn x2apic_on_another_cpu(_: &CommandLine) -> Outcome {
-    let supported = identity::cpuid()
-        .get_feature_info()
-        .is_some_and(|features| features.has_x2apic());
+    let supported =
+        identity::cpuid().get_feature_info().is_some_and(|features| features.has_x2apic());
     match (supported, smp::cpu_count().checked_sub(1)) {
         (false, _) => return Outcome::Skip("no x2APIC"),
         (_, Some(0) | None) => return Outcome::Skip("one CPU"),

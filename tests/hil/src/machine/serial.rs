@@ -1,9 +1,19 @@
-//! The first serial port, polled, 115200 baud, 8 data bits, no parity, one stop bit.
+//! A serial port, polled, 115200 baud, 8 data bits, no parity, one stop bit.
 
 use x86::io::{inb, outb};
 
-const COM1: u16 = 0x3f8;
-const LINE_STATUS: u16 = COM1 + 5;
+/// The first serial port of a PC.
+pub(crate) const COM1: u16 = 0x3f8;
+
+/// Registers of a 16550 UART by offset. With the divisor latch open (line control bit 7), 0 and 1 are the divisor.
+const DATA: u16 = 0;
+const INTERRUPT_ENABLE: u16 = 1;
+const FIFO_CONTROL: u16 = 2;
+const LINE_CONTROL: u16 = 3;
+const MODEM_CONTROL: u16 = 4;
+const LINE_STATUS: u16 = 5;
+/// Line status: a byte has come in.
+const RECEIVED: u8 = 1 << 0;
 /// Line status: the transmitter can take a byte.
 const READY: u8 = 1 << 5;
 /// Line status: the last byte has left the wire.
@@ -14,37 +24,35 @@ const PATIENCE: u32 = 100_000;
 /// The port, and whether anything answers there.
 #[derive(Debug)]
 pub(crate) struct Serial {
+    base: u16,
     present: bool,
 }
 
 impl Serial {
     pub(crate) const fn new() -> Self {
-        Self { present: false }
+        Self { base: COM1, present: false }
     }
 
-    /// Programs the port and finds out by loop-back whether there is one.
-    pub(crate) fn initialise(&mut self) {
+    /// Programs the port at `base` and finds out by loop-back whether there is one.
+    pub(crate) fn initialise(&mut self, base: u16) {
         const PROBE: u8 = 0xa5;
-        for (register, value) in [
-            (1, 0x00),
-            (3, 0x80),
-            (0, 0x01),
-            (1, 0x00),
-            (3, 0x03),
-            (2, 0xc7),
-            (4, 0x1b),
-            (0, PROBE),
-        ] {
-            write(COM1 + register, value);
-        }
-        self.present = (0..PATIENCE).any(|_| read(LINE_STATUS) & 1 != 0) && read(COM1) == PROBE;
-        write(COM1 + 4, 0x0b);
+        self.base = base;
+        self.write(INTERRUPT_ENABLE, 0);
+        self.write(LINE_CONTROL, 0x80);
+        self.write(DATA, 1);
+        self.write(INTERRUPT_ENABLE, 0);
+        self.write(LINE_CONTROL, 0x03);
+        self.write(FIFO_CONTROL, 0xc7);
+        self.write(MODEM_CONTROL, 0x1b);
+        self.write(DATA, PROBE);
+        self.present = self.wait(RECEIVED) && self.read(DATA) == PROBE;
+        self.write(MODEM_CONTROL, 0x0b);
     }
 
     pub(crate) fn send(&mut self, byte: u8) {
         if self.present {
             self.present = self.wait(READY);
-            write(COM1, byte);
+            self.write(DATA, byte);
         }
     }
 
@@ -56,16 +64,16 @@ impl Serial {
     }
 
     fn wait(&self, status: u8) -> bool {
-        (0..PATIENCE).any(|_| read(LINE_STATUS) & status != 0)
+        (0..PATIENCE).any(|_| self.read(LINE_STATUS) & status != 0)
     }
-}
 
-fn read(port: u16) -> u8 {
-    // SAFETY: reading a register of a 16550 UART, or of nothing, has no effect on memory; ring 0 may use any port.
-    unsafe { inb(port) }
-}
+    fn read(&self, register: u16) -> u8 {
+        // SAFETY: reading a register of a 16550 UART, or of nothing, has no effect on memory; ring 0 may use any port.
+        unsafe { inb(self.base + register) }
+    }
 
-fn write(port: u16, value: u8) {
-    // SAFETY: the UART does no DMA, and its interrupts stay off; ring 0 may use any port.
-    unsafe { outb(port, value) }
+    fn write(&self, register: u16, value: u8) {
+        // SAFETY: the UART does no DMA, and its interrupts stay off; ring 0 may use any port.
+        unsafe { outb(self.base + register, value) }
+    }
 }

@@ -59,21 +59,16 @@ pub(crate) fn initialise_first() {
 /// Starts all other CPUs, by the list of the firmware if there is one, and waits for them.
 pub(crate) fn start_others(ids: Option<&ApicIds>) {
     let own = apic::id();
-    let expected = ids
-        .map_or(MAX_CPUS, |ids| {
-            ids.iter().filter(|&id| id != own).count() + 1
-        })
-        .min(MAX_CPUS);
+    let expected =
+        ids.map_or(MAX_CPUS, |ids| ids.iter().filter(|&id| id != own).count() + 1).min(MAX_CPUS);
     for stack in &boot::AP_STACKS[1..expected] {
         stack.store(cpu::stack_top(cpu::STACK_FRAMES), Ordering::Release);
     }
     let page = boot::install_trampoline();
     let each = |send: &dyn Fn(Option<u32>)| match ids {
-        Some(ids) => ids
-            .iter()
-            .filter(|&id| id != own)
-            .take(MAX_CPUS - 1)
-            .for_each(|id| send(Some(id))),
+        Some(ids) => {
+            ids.iter().filter(|&id| id != own).take(MAX_CPUS - 1).for_each(|id| send(Some(id)))
+        }
         None => send(None),
     };
     // INIT, 10 ms, start-up, and a second one for a CPU that has missed it (SDM Vol. 3A 9.4.4.1). An emulator may run the
@@ -100,10 +95,7 @@ fn arrived(expected: usize, milliseconds: u32) -> bool {
 pub(crate) extern "C" fn application_processor(cpu: usize) -> ! {
     set_up(cpu);
     // Numbers are handed out in order of arrival, but the counter must not pass a CPU that is not ready.
-    while ONLINE
-        .compare_exchange(cpu, cpu + 1, Ordering::AcqRel, Ordering::Relaxed)
-        .is_err()
-    {
+    while ONLINE.compare_exchange(cpu, cpu + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         core::hint::spin_loop();
     }
     park(cpu)
