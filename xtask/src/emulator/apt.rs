@@ -212,10 +212,9 @@ fn runs(program: &str) -> bool {
 
 /// The line that says most about a failure.
 fn complaint(text: &str) -> String {
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("E:") || line.starts_with("W:") || line.starts_with("Err:"));
-    line.or_else(|| text.lines().last()).unwrap_or("no output").trim().to_owned()
+    let starting = |mark: &str| text.lines().find(|line| line.starts_with(mark));
+    let line = starting("E:").or_else(|| starting("W:")).or_else(|| text.lines().last());
+    line.unwrap_or("no output").trim().to_owned()
 }
 
 fn remove(folder: &Path) -> Result<()> {
@@ -242,7 +241,8 @@ mod tests {
 
     #[test]
     fn complaint_prefers_errors() {
-        assert_eq!(complaint("Get:1 x\nE: no network\nmore"), "E: no network");
+        assert_eq!(complaint("W: old\nE: no network\nmore"), "E: no network");
+        assert_eq!(complaint("Err:1 x\nW: no network\nmore"), "W: no network");
         assert_eq!(complaint("a\nlast "), "last");
         assert_eq!(complaint(""), "no output");
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::{Launch, apt};
 use crate::workspace::Workspace;
@@ -33,9 +33,9 @@ impl Qemu {
     /// The one on PATH, else fetched.
     pub(crate) fn find(workspace: &Workspace, acceleration: Acceleration) -> Result<Self> {
         if acceleration == Acceleration::Kvm {
-            nested_vmx().context(
-                "no nested VT-x here: use a host with VT-x and nesting on, or --machine bochs",
-            )?;
+            nested_vmx().map_err(|why| {
+                anyhow!("{why}: needs a host with nested VT-x (--machine bochs needs none)")
+            })?;
         }
         if let Some(program) = super::on_path("qemu-system-x86_64")
             && let Some(qemu) = Self::probe(vec![program], Vec::new(), None, acceleration)

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -34,11 +35,12 @@ pub(crate) fn run(
     fs::copy(image, &copy).context("cannot copy the image")?;
     crate::image::set_command_line(&copy, command_line)?;
 
-    let mut launch = emulator.launch(&folder, &copy, cpus)?;
+    let launch = emulator.launch(&folder, &copy, cpus)?;
     File::create(&launch.serial)?;
     let output = File::create(folder.join("output.txt"))?;
-    launch.command.stdout(output.try_clone()?).stderr(output);
-    let mut group = Group::spawn(&mut launch.command)?;
+    let mut command = bounded(launch.command, limits.wall + Duration::from_secs(60));
+    command.stdout(output.try_clone()?).stderr(output);
+    let mut group = Group::spawn(&mut command)?;
     let mut lines = Lines::new(File::open(&launch.serial)?);
     let end = watch(&mut lines, Some(&mut group), limits, &launch.logs, &mut report)?;
     drop(group);
@@ -49,6 +51,20 @@ pub(crate) fn run(
         eprintln!("kept the serial output and logs of this run in {}", folder.display());
     }
     Ok(report)
+}
+
+/// The same command under `timeout`, where the machine has it: should we be killed outright, an
+/// emulator left behind would else run for ever.
+fn bounded(command: Command, limit: Duration) -> Command {
+    let Some(timeout) = super::on_path("timeout") else { return command };
+    let mut outer = Command::new(timeout);
+    outer.args(["-s", "KILL", &limit.as_secs().to_string()]);
+    outer.arg(command.get_program()).args(command.get_args());
+    outer.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(folder) = command.get_current_dir() {
+        outer.current_dir(folder);
+    }
+    outer
 }
 
 /// Reads records until the image ends, the machine stops or a limit is passed.
@@ -166,9 +182,13 @@ fn last_words(logs: &[PathBuf]) -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
+    use std::fs::{self, File};
     use std::io::Read;
+    use std::path::PathBuf;
+    use std::process::Command;
+    use std::time::Duration;
 
-    use super::Lines;
+    use super::{End, Group, Limits, Lines, Report, bounded, watch};
 
     /// Gives one piece a read, and nothing between pieces.
     struct Pieces(VecDeque<&'static [u8]>);
@@ -192,6 +212,60 @@ mod tests {
         assert!(!lines.read(|line| seen.push(line.to_owned()))?);
         lines.take_rest(|line| seen.push(line.to_owned()));
         assert_eq!(seen, ["HIL-LOG a", "HIL-EXIT 0"]);
+        Ok(())
+    }
+
+    /// Watches a shell script that writes its serial output to `$0` and complains on `$1`.
+    fn watch_script(name: &str, script: &str, wall: u64, stall: u64) -> anyhow::Result<End> {
+        let file = |kind: &str| -> PathBuf {
+            std::env::temp_dir().join(format!("xtask-{name}-{kind}-{}", std::process::id()))
+        };
+        let [serial, log] = ["serial", "log"].map(file);
+        for path in [&serial, &log] {
+            File::create(path)?;
+        }
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(&serial).arg(&log);
+        let mut group = Group::spawn(&mut bounded(command, Duration::from_secs(30)))?;
+        let limits = Limits { wall: Duration::from_secs(wall), stall: Duration::from_secs(stall) };
+        let mut lines = Lines::new(File::open(&serial)?);
+        let mut report = Report::new("script");
+        let end =
+            watch(&mut lines, Some(&mut group), limits, std::slice::from_ref(&log), &mut report);
+        drop(group);
+        for path in [&serial, &log] {
+            fs::remove_file(path)?;
+        }
+        end
+    }
+
+    #[test]
+    fn exit_line_decides() -> anyhow::Result<()> {
+        let end = watch_script("exit", "echo HIL-EXIT 3 >$0; exit 1", 20, 20)?;
+        assert_eq!(end, End::Exit(3));
+        Ok(())
+    }
+
+    #[test]
+    fn unended_last_line_is_read() -> anyhow::Result<()> {
+        let end = watch_script("unended", "printf 'HIL-EXIT 0' >$0", 20, 20)?;
+        assert_eq!(end, End::Exit(0));
+        Ok(())
+    }
+
+    #[test]
+    fn death_tells_the_last_words() -> anyhow::Result<()> {
+        let end =
+            watch_script("death", "echo boot >$0; echo '3rd fault' >$1; echo == >>$1", 20, 20)?;
+        assert_eq!(end, End::Died("3rd fault".to_owned()));
+        Ok(())
+    }
+
+    #[test]
+    fn silence_and_endless_chatter_end() -> anyhow::Result<()> {
+        assert_eq!(watch_script("silence", "sleep 20", 20, 1)?, End::Stalled(1));
+        let chatter = "while echo noise >>$0; do sleep 0.1; done";
+        assert_eq!(watch_script("chatter", chatter, 2, 1)?, End::TimedOut(2));
         Ok(())
     }
 }

@@ -20,7 +20,11 @@ const PUBLISHED: [&str; 4] = ["vlapic-core", "vlapic-hal", "apicv", "avic"];
 const SHOWN_LINES: usize = 150;
 
 pub(super) fn fmt(context: &Context) -> Result<Outcome> {
-    check(context, "fmt", &mut context.workspace.cargo(&["fmt", "--all", "--check"]))
+    check(
+        context,
+        "fmt",
+        &mut context.workspace.cargo(&["fmt", "--all", "--check", "--", "--color", "never"]),
+    )
 }
 
 pub(super) fn clippy(context: &Context) -> Result<Outcome> {
