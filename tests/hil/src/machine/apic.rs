@@ -14,23 +14,19 @@ pub(crate) const SPURIOUS_VECTOR: u8 = 0xff;
 #[repr(u16)]
 pub(crate) enum Register {
     Id = 0x20,
-    Version = 0x30,
     Tpr = 0x80,
-    Ppr = 0xa0,
     Eoi = 0xb0,
     Svr = 0xf0,
     /// The first of eight; see [`in_service`].
     Isr = 0x100,
     /// The first of eight; see [`requested`].
     Irr = 0x200,
-    Esr = 0x280,
     IcrLow = 0x300,
     IcrHigh = 0x310,
     LvtTimer = 0x320,
     LvtLint0 = 0x350,
     LvtLint1 = 0x360,
     InitialCount = 0x380,
-    CurrentCount = 0x390,
     DivideConfiguration = 0x3e0,
 }
 
@@ -88,12 +84,12 @@ pub(crate) fn send_nmi(apic_id: u32) {
 }
 
 /// Resets one CPU to wait for a start-up IPI; `None` means all but this one.
-pub(super) fn send_init(apic_id: Option<u32>) {
+pub(crate) fn send_init(apic_id: Option<u32>) {
     command_or_broadcast(apic_id, LEVEL_ASSERT | DELIVERY_INIT);
 }
 
 /// Starts one CPU in real mode at `page` << 12; `None` means all but this one.
-pub(super) fn send_startup(apic_id: Option<u32>, page: u8) {
+pub(crate) fn send_startup(apic_id: Option<u32>, page: u8) {
     command_or_broadcast(apic_id, LEVEL_ASSERT | DELIVERY_STARTUP | u32::from(page));
 }
 

@@ -1,4 +1,4 @@
-//! The machine layer's own cases: CPUs, IPIs, timer, x2APIC.
+//! The machine layer's own cases: CPUs, interrupts, faults, x2APIC mode.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -25,8 +25,10 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "machine-cpus", run: all_cpus_up },
     Case { name: "machine-work", run: work_runs_on_its_cpu },
     Case { name: "machine-ipi", run: ipi_received_once },
+    Case { name: "machine-pending", run: pending_then_in_service },
+    Case { name: "machine-nmi", run: nmi_received_once },
     Case { name: "machine-timer", run: timer_interrupts },
-    Case { name: "machine-msr-fault", run: missing_msr_is_a_value },
+    Case { name: "machine-msr-fault", run: msr_fault_is_a_value },
 ];
 
 /// Run last: it leaves a CPU in a mode from which not every machine finds back.
@@ -35,6 +37,7 @@ pub(crate) const LAST_CASES: &[Case] =
 
 const IPI_VECTOR: u8 = 0x41;
 const TIMER_VECTOR: u8 = 0x42;
+const PENDING_VECTOR: u8 = 0x43;
 
 /// Polls for up to a second of machine time.
 fn within_a_second(condition: impl Fn() -> bool) -> bool {
@@ -103,6 +106,45 @@ fn ipi_received_once(_: &CommandLine) -> Outcome {
     }
 }
 
+fn pending_then_in_service(_: &CommandLine) -> Outcome {
+    static IN_SERVICE: AtomicU32 = AtomicU32::new(0);
+    interrupts::set_handler(PENDING_VECTOR, |_| {
+        let once = apic::in_service(PENDING_VECTOR) && !apic::requested(PENDING_VECTOR);
+        IN_SERVICE.store(u32::from(once), Ordering::Relaxed);
+    });
+    let waited = interrupts::without(|| {
+        apic::send(apic::id(), PENDING_VECTOR);
+        within_a_second(|| apic::requested(PENDING_VECTOR))
+    });
+    let taken = within_a_second(|| interrupts::count_on(0, PENDING_VECTOR) == 1);
+    interrupts::clear_handler(PENDING_VECTOR);
+    if !waited || !taken {
+        return Outcome::Fail("not requested while interrupts were off, or not taken after");
+    }
+    match (IN_SERVICE.load(Ordering::Relaxed), apic::in_service(PENDING_VECTOR)) {
+        (1, false) => Outcome::Pass,
+        (1, true) => Outcome::Fail("still in service after its EOI"),
+        _ => Outcome::Fail("not in service in its handler"),
+    }
+}
+
+fn nmi_received_once(_: &CommandLine) -> Outcome {
+    const NMI: u8 = x86::irq::NONMASKABLE_INTERRUPT_VECTOR;
+    let Some(cpu) = smp::cpu_count().checked_sub(1).filter(|&cpu| cpu > 0) else {
+        return Outcome::Skip("one CPU");
+    };
+    interrupts::set_handler(NMI, |_| {});
+    apic::send_nmi(smp::apic_id(cpu));
+    let received = within_a_second(|| interrupts::count_on(cpu, NMI) > 0);
+    pit::delay(1_000);
+    interrupts::clear_handler(NMI);
+    match (received, interrupts::count(NMI)) {
+        (true, 1) => Outcome::Pass,
+        (true, _) => Outcome::Fail("one NMI was taken more than once"),
+        (false, _) => Outcome::Fail("an NMI was lost"),
+    }
+}
+
 fn timer_interrupts(_: &CommandLine) -> Outcome {
     apic::start_timer(TIMER_VECTOR, 1_000);
     let fired = within_a_second(|| interrupts::count_on(0, TIMER_VECTOR) > 0);
@@ -115,23 +157,32 @@ fn timer_interrupts(_: &CommandLine) -> Outcome {
     }
 }
 
-fn missing_msr_is_a_value(_: &CommandLine) -> Outcome {
-    /// In no manual; emulators told to ignore unknown MSRs read it as zero.
-    const NO_SUCH_MSR: u32 = 0x4000_0fff;
-    match (msr::try_read(NO_SUCH_MSR), msr::try_read(x86::msr::IA32_APIC_BASE)) {
-        (None | Some(0), Some(base)) if base == msr::read(x86::msr::IA32_APIC_BASE) => {
-            Outcome::Pass
-        }
-        _ => Outcome::Fail("a recovered RDMSR gave a wrong value"),
+/// Uses MSRs that must fault: the x2APIC ones in xAPIC mode (SDM Vol. 3A 10.12.2).
+fn msr_fault_is_a_value(_: &CommandLine) -> Outcome {
+    const X2APIC_ID: u32 = 0x802;
+    const X2APIC_SELF_IPI: u32 = 0x83f;
+    if !has_x2apic() || apic::mode() != Mode::XApic {
+        return Outcome::Skip("no x2APIC, or in it already");
+    }
+    let read = msr::try_read(X2APIC_ID);
+    // SAFETY: at worst this CPU sends itself an interrupt whose vector nobody handles, which is counted.
+    let written = unsafe { msr::try_write(X2APIC_SELF_IPI, u64::from(IPI_VECTOR)) };
+    let base = msr::try_read(x86::msr::IA32_APIC_BASE);
+    match (read, written) {
+        (None, false) if base == Some(msr::read(x86::msr::IA32_APIC_BASE)) => Outcome::Pass,
+        (None, false) => Outcome::Fail("an MSR read without a fault gave a wrong value"),
+        _ => Outcome::Fail("an x2APIC MSR did not fault in xAPIC mode"),
     }
 }
 
+fn has_x2apic() -> bool {
+    identity::cpuid().get_feature_info().is_some_and(|features| features.has_x2apic())
+}
+
 fn x2apic_on_another_cpu(_: &CommandLine) -> Outcome {
-    let supported =
-        identity::cpuid().get_feature_info().is_some_and(|features| features.has_x2apic());
-    match (supported, smp::cpu_count().checked_sub(1)) {
-        (false, _) => return Outcome::Skip("no x2APIC"),
-        (_, Some(0) | None) => return Outcome::Skip("one CPU"),
+    match (has_x2apic(), smp::cpu_count().checked_sub(1)) {
+        (false, _) => Outcome::Skip("no x2APIC"),
+        (_, Some(0) | None) => Outcome::Skip("one CPU"),
         (true, Some(cpu)) => {
             static WRONG: AtomicU32 = AtomicU32::new(0);
             smp::run_on(cpu, |cpu| {
