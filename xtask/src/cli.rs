@@ -35,8 +35,8 @@ pub(crate) enum Command {
     Hil(HilArgs),
     /// Write the bare-metal image to target/hil/hil.img, ready for a USB stick
     ///
-    /// The stick boots on a BIOS or UEFI PC (Secure Boot off). Cases and CPU count are fixed when the
-    /// image is written: give them here.
+    /// The stick boots on a BIOS or UEFI PC (Secure Boot off) and uses all its CPUs. What it is to run
+    /// is fixed when the image is written: say it here.
     Image(ImageArgs),
     /// Fetch the emulators the other commands use, without root
     ///
@@ -91,8 +91,13 @@ pub(crate) struct HilArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ImageArgs {
-    #[command(flatten)]
-    pub(crate) selection: Selection,
+    /// Only the cases whose name contains this text
+    #[arg(long, value_name = "SUBSTR", value_parser = one_word)]
+    pub(crate) case: Option<String>,
+
+    /// I/O port of the serial line, where the PC has it on a card and not at COM1 (0x3f8)
+    #[arg(long, value_name = "PORT", value_parser = io_port)]
+    pub(crate) port: Option<u16>,
 }
 
 #[derive(Debug, Args)]
@@ -105,7 +110,7 @@ pub(crate) struct SetupArgs {
 /// What the image is told to do.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Selection {
-    /// CPUs the machine has and the image brings up
+    /// CPUs of the machine; the image brings all of them up
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) cpus: u32,
 
@@ -158,11 +163,20 @@ fn one_word(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// Decimal or, as I/O ports are mostly written, with 0x before it.
+fn io_port(text: &str) -> Result<u16, String> {
+    let port = match text.strip_prefix("0x") {
+        Some(digits) => u16::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    port.map_err(|_| "an I/O port is a number up to 0xffff, e.g. 0x2f8".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory, Parser};
 
-    use super::{Cli, one_word};
+    use super::{Cli, io_port, one_word};
 
     #[test]
     fn command_line_is_consistent() {
@@ -182,5 +196,13 @@ mod tests {
         assert!(one_word("").is_err());
         assert!(one_word("two words").is_err());
         assert!(one_word("a=b").is_err());
+    }
+
+    #[test]
+    fn ports_are_hexadecimal_or_decimal() {
+        assert_eq!(io_port("0x2f8"), Ok(0x2f8));
+        assert_eq!(io_port("760"), Ok(760));
+        assert!(io_port("0x12345").is_err());
+        assert!(io_port("COM2").is_err());
     }
 }

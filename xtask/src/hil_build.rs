@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::command::Failed;
 use crate::process::run_logged;
 use crate::workspace::Workspace;
 
@@ -27,7 +28,8 @@ pub(crate) fn build(workspace: &Workspace) -> Result<Built> {
     let log = workspace.logs().join("hil-build.log");
     let done = run_logged(&mut cargo(workspace, "build")?, "build image", &log)?;
     if !done.success {
-        bail!("the image does not build (whole output: {}):\n{}", log.display(), done.tail(60));
+        let (log, tail) = (log.display(), done.tail(60));
+        bail!(Failed(format!("the image does not build (whole output: {log}):\n{tail}")));
     }
     let elf = workspace.hil().join(TARGET).join(PROFILE).join(PACKAGE);
     let image = workspace.hil().join("hil.img");

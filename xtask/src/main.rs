@@ -17,15 +17,10 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    if let Err(error) = process::stop_children_on_signal() {
+    let result = process::stop_children_on_signal().and_then(|()| command::run(&cli));
+    let verdict = result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
-        return ExitCode::from(command::Verdict::Environment as u8);
-    }
-    match command::run(&cli) {
-        Ok(verdict) => ExitCode::from(verdict as u8),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(command::Verdict::Environment as u8)
-        }
-    }
+        command::Verdict::of_error(&error)
+    });
+    ExitCode::from(verdict as u8)
 }

@@ -5,7 +5,6 @@ use std::io::Write;
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
 
-use super::image::command_line;
 use super::{Context, Verdict};
 use crate::cli::{HilArgs, Machine, Selection};
 use crate::emulator::{Emulator, Limits, run as run_on, watch_metal};
@@ -53,7 +52,7 @@ pub(crate) fn run_machine(
     let emulator = Emulator::find(machine, &context.workspace)?;
     let built = hil_build::build(&context.workspace)?;
     eprintln!("{}: {}", machine.name(), emulator.describe());
-    let line = command_line(machine.name(), selection, list);
+    let line = command_line(machine, selection, list);
     let report = Report::new(machine.name());
     run_on(&context.workspace, &emulator, &built.image, selection.cpus, &line, limits, report)
 }
@@ -67,4 +66,27 @@ fn list(context: &Context, report: &Report) -> Result<Verdict> {
         Ok(())
     })?;
     Ok(Verdict::Passed)
+}
+
+/// What the image reads at its start: words with spaces between.
+fn command_line(machine: Machine, selection: &Selection, list: bool) -> String {
+    let mut words = vec![format!("machine={}", machine.name()), format!("cpus={}", selection.cpus)];
+    words.extend(selection.case.iter().map(|case| format!("case={case}")));
+    if list {
+        words.push("list".to_owned());
+    }
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Machine, Selection, command_line};
+
+    #[test]
+    fn words() {
+        let mut selection = Selection { cpus: 4, case: None };
+        assert_eq!(command_line(Machine::Bochs, &selection, true), "machine=bochs cpus=4 list");
+        selection.case = Some("upcall".to_owned());
+        assert_eq!(command_line(Machine::Kvm, &selection, false), "machine=kvm cpus=4 case=upcall");
+    }
 }

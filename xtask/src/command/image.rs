@@ -6,12 +6,12 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{Context, Verdict};
-use crate::cli::{ImageArgs, Selection};
+use crate::cli::ImageArgs;
 use crate::hil_build;
 
 pub(crate) fn run(context: &Context, arguments: &ImageArgs) -> Result<Verdict> {
     let built = hil_build::build(&context.workspace)?;
-    let line = command_line("metal", &arguments.selection, false);
+    let line = command_line(arguments);
     crate::image::set_command_line(&built.image, &line)?;
     let bytes = std::fs::metadata(&built.image)?.len();
     let image = built.image.display().to_string();
@@ -30,24 +30,22 @@ pub(crate) fn run(context: &Context, arguments: &ImageArgs) -> Result<Verdict> {
 }
 
 /// What the image reads at its start: words with spaces between.
-pub(crate) fn command_line(machine: &str, selection: &Selection, list: bool) -> String {
-    let mut words = vec![format!("machine={machine}"), format!("cpus={}", selection.cpus)];
-    words.extend(selection.case.iter().map(|case| format!("case={case}")));
-    if list {
-        words.push("list".to_owned());
-    }
+fn command_line(arguments: &ImageArgs) -> String {
+    let mut words = vec!["machine=metal".to_owned()];
+    words.extend(arguments.case.iter().map(|case| format!("case={case}")));
+    words.extend(arguments.port.iter().map(|port| format!("serial={port:#x}")));
     words.join(" ")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Selection, command_line};
+    use super::{ImageArgs, command_line};
 
     #[test]
     fn words() {
-        let mut selection = Selection { cpus: 4, case: None };
-        assert_eq!(command_line("bochs", &selection, true), "machine=bochs cpus=4 list");
-        selection.case = Some("upcall".to_owned());
-        assert_eq!(command_line("kvm", &selection, false), "machine=kvm cpus=4 case=upcall");
+        let all = ImageArgs { case: None, port: None };
+        assert_eq!(command_line(&all), "machine=metal");
+        let some = ImageArgs { case: Some("upcall".to_owned()), port: Some(0x2f8) };
+        assert_eq!(command_line(&some), "machine=metal case=upcall serial=0x2f8");
     }
 }

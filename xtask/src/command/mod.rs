@@ -32,6 +32,25 @@ impl From<Counts> for Verdict {
     }
 }
 
+/// An error that says something of ours is wrong, not this machine or the usage.
+#[derive(Clone, Debug)]
+pub(crate) struct Failed(pub(crate) String);
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Failed {}
+
+impl Verdict {
+    /// The exit status of a command that ended with `error`.
+    pub(crate) fn of_error(error: &anyhow::Error) -> Self {
+        if error.is::<Failed>() { Self::Failed } else { Self::Environment }
+    }
+}
+
 /// What every command gets.
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
