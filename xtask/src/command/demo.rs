@@ -2,13 +2,14 @@
 
 use std::io::Write;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 use serde_json::json;
 
-use super::{Context, Verdict, hil};
+use super::{Context, Failed, Verdict, hil};
 use crate::cli::{DemoArgs, Machine, Selection};
 use crate::emulator::{Emulator, Limits};
-use crate::report::{Counts, Outcome, Upcall, Verdict as Row, judge, print_upcalls};
+use crate::process::run_logged;
+use crate::report::{Counts, Outcome, Report, Upcall, Verdict as Row, judge, print_upcalls};
 
 /// Where the story was told, and what was seen.
 struct Story {
@@ -20,11 +21,11 @@ struct Story {
 
 pub(crate) fn run(context: &Context, arguments: &DemoArgs) -> Result<Verdict> {
     let story = if arguments.model {
-        on_model("asked for")?
+        on_model(context, "as asked")?
     } else {
         match Emulator::find(Machine::Bochs, &context.workspace) {
             Ok(_) => on_bochs(context, Limits::from(arguments.limits))?,
-            Err(error) => on_model(&format!("{error:#}"))?,
+            Err(error) => on_model(context, &format!("{error:#}"))?,
         }
     };
     let (verdicts, missing) = judge(&story.rows);
@@ -71,16 +72,21 @@ fn on_bochs(context: &Context, limits: Limits) -> Result<Story> {
 }
 
 /// The same story on the software silicon model; `why` there is no emulator.
-fn on_model(why: &str) -> Result<Story> {
-    let rows = model_rows();
-    ensure!(!rows.is_empty(), "{why}");
-    Ok(Story {
-        stage: format!("the software silicon model, not on an emulated machine ({why})"),
-        rows,
-        faults: Vec::new(),
-    })
-}
-
-fn model_rows() -> Vec<Upcall> {
-    Vec::new()
+///
+/// A program of its own, so that this one does not need the drivers to compile; it prints the same
+/// records as the image.
+fn on_model(context: &Context, why: &str) -> Result<Story> {
+    let arguments = ["run", "--quiet", "--package", "vlapic-tests", "--example", "upcall_story"];
+    let log = context.workspace.logs().join("upcall-story.log");
+    let done = run_logged(&mut context.workspace.cargo(&arguments), "silicon model", &log)?;
+    if !done.success {
+        let (log, tail) = (log.display(), done.tail(60));
+        bail!(Failed(format!("the story on the model failed (whole output: {log}):\n{tail}")));
+    }
+    let mut report = Report::new("model");
+    for line in done.text.lines() {
+        report.take_line(line);
+    }
+    let stage = format!("the software silicon model, not on an emulated machine ({why})");
+    Ok(Story { stage, rows: report.upcalls, faults: report.faults })
 }

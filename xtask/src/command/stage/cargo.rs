@@ -93,11 +93,7 @@ fn run(context: &Context, name: &str, command: &mut Command) -> Result<Finished>
 }
 
 fn complaint(context: &Context, name: &str, done: &Finished) -> String {
-    format!(
-        "whole output in {}, its end:\n{}",
-        log(context, name).display(),
-        done.tail(SHOWN_LINES)
-    )
+    format!("see {}\n{}", log(context, name).display(), done.tail(SHOWN_LINES))
 }
 
 fn log(context: &Context, name: &str) -> PathBuf {
