@@ -14,6 +14,8 @@ pub(crate) const MAX_CPUS: usize = 32;
 /// Ends the HLT of a parked CPU; sent by [`run_on`].
 pub(crate) const WAKE_VECTOR: u8 = 0xf0;
 
+/// How many CPUs the firmware has told of; zero where it has not.
+static LISTED: AtomicUsize = AtomicUsize::new(0);
 static ONLINE: AtomicUsize = AtomicUsize::new(1);
 static APIC_IDS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
 /// The work of each CPU, a `fn(usize)`; zero when it has none.
@@ -22,6 +24,11 @@ static WORK: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS]
 /// How many CPUs are up. They are numbered from 0, the one that started the machine.
 pub(crate) fn cpu_count() -> usize {
     ONLINE.load(Ordering::Acquire)
+}
+
+/// How many CPUs should be up by the firmware's list, if there is one.
+pub(crate) fn listed() -> Option<usize> {
+    Some(LISTED.load(Ordering::Relaxed)).filter(|&count| count != 0)
 }
 
 /// The physical APIC ID of a CPU.
@@ -61,6 +68,7 @@ pub(crate) fn start_others(ids: Option<&ApicIds>) {
     let own = apic::id();
     let expected =
         ids.map_or(MAX_CPUS, |ids| ids.iter().filter(|&id| id != own).count() + 1).min(MAX_CPUS);
+    LISTED.store(ids.map_or(0, |_| expected), Ordering::Relaxed);
     for stack in &boot::AP_STACKS[1..expected] {
         stack.store(cpu::stack_top(cpu::STACK_FRAMES), Ordering::Release);
     }
