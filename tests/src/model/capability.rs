@@ -1,6 +1,6 @@
 //! What the modelled processor says it can do.
 
-use vlapic_hal::{MsrError, ReadMsr};
+use vlapic_hal::{Cpuid, MsrError, ReadMsr};
 
 use super::controls::{exit, pin, primary, secondary, tertiary};
 
@@ -251,5 +251,19 @@ impl ReadMsr for Capability {
             0x492 if self.has(Feature::TertiaryControls) => self.tertiary(),
             _ => return Err(MsrError::GeneralProtection(msr)),
         })
+    }
+}
+
+impl Cpuid for Capability {
+    fn cpuid(&self, leaf: u32, _subleaf: u32) -> [u32; 4] {
+        match leaf {
+            // "GenuineIntel".
+            0 => [1, 0x756e_6547, 0x6c65_746e, 0x4965_6e69],
+            // VMX, x2APIC, TSC-deadline; a local APIC on the chip.
+            1 => [0, 0, 1 << 5 | 1 << 21 | 1 << 24, 1 << 9],
+            0x8000_0000 => [0x8000_0008, 0, 0, 0],
+            0x8000_0008 => [self.physical_width | 48 << 8, 0, 0, 0],
+            _ => [0; 4],
+        }
     }
 }

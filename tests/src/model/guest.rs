@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::bus::PhysicalBus;
 use super::controls::Controls;
 use super::field;
+use super::interleave::Interleaving;
 use super::knobs::Knobs;
 use super::memory::Memory;
 use super::page::{Page, offset};
@@ -26,6 +27,7 @@ pub(super) struct Guest<'m> {
     pub(super) activity: Activity,
     pub(super) suppressed_threshold_exit: bool,
     pub(super) preemption_timer: Option<u32>,
+    pub(super) others: Interleaving<'m>,
     watched: Vec<(u32, u32)>,
 }
 
@@ -94,6 +96,7 @@ impl<'m> Guest<'m> {
             preemption_timer: controls
                 .preemption_timer
                 .then(|| vmcs.get(field::PREEMPTION_TIMER) as u32),
+            others: Interleaving::default(),
             watched: Vec::new(),
         }
     }
