@@ -210,6 +210,11 @@ impl Context {
         (self.idt.as_ptr().expose_provenance() as u64, size_of_val(&self.idt) as u16 - 1)
     }
 
+    /// Where the gate of a vector is in the guest's IDT.
+    pub(crate) fn gate_address(&self, vector: u8) -> u64 {
+        self.idt().0 + 16 * u64::from(vector)
+    }
+
     pub(super) fn task(&self) -> u64 {
         self.task.as_ptr().expose_provenance() as u64
     }

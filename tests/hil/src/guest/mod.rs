@@ -11,5 +11,5 @@ pub(crate) mod hypercall;
 mod interrupts;
 pub(crate) mod startup;
 
-pub(crate) use context::{Apic, Context, Eoi, Fault, context};
+pub(crate) use context::{Apic, Context, Eoi, Fault, MAX_VCPUS, context};
 pub(crate) use startup::{Program, Start};

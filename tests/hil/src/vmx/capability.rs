@@ -2,9 +2,7 @@
 
 use x86::controlregs::{self, Cr4};
 use x86::msr::{self, rdmsr, wrmsr};
-use x86::vmx::vmcs::control::{
-    EntryControls, ExitControls, PinbasedControls, PrimaryControls, SecondaryControls,
-};
+use x86::vmx::vmcs::control::{ExitControls, PinbasedControls, PrimaryControls, SecondaryControls};
 
 use super::VmxError;
 use super::vmcs::Region;
@@ -93,13 +91,6 @@ impl Capability {
     pub(crate) fn saves_preemption_timer(&self) -> bool {
         self.exit.may_be_one & ExitControls::SAVE_VMX_PREEMPTION_TIMER.bits() != 0
     }
-
-    /// EFER is switched by VM entry and VM exit.
-    pub(crate) fn switches_efer(&self) -> bool {
-        let exit = (ExitControls::SAVE_IA32_EFER | ExitControls::LOAD_IA32_EFER).bits();
-        self.exit.may_be_one & exit == exit
-            && self.entry.may_be_one & EntryControls::LOAD_IA32_EFER.bits() != 0
-    }
 }
 
 /// Which bits of one control word must be 1 and which may be.
@@ -117,11 +108,6 @@ impl Allowed {
             return Err(VmxError::ControlsMissing { allowed: self, missing });
         }
         Ok((needed | wished | self.must_be_one) & self.may_be_one)
-    }
-
-    /// Whether a control can be switched both on and off.
-    pub(crate) fn is_free(self, control: u32) -> bool {
-        self.may_be_one & control == control && self.must_be_one & control == 0
     }
 }
 

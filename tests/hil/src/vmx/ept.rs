@@ -8,6 +8,8 @@ use super::{Capability, VmxError};
 
 const PAGE: u64 = 1 << 12;
 const LARGE_PAGE: u64 = 1 << 21;
+/// How much memory guests have: the image lies in it, with all that host and guest share.
+pub(crate) const IDENTITY: u64 = 1 << 30;
 /// Bits 51:12 of an entry: the frame.
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 /// Bit 7 of an entry that maps a 2 MiB page.
@@ -43,20 +45,16 @@ pub(crate) enum MemoryType {
 pub(crate) struct Ept {
     root: u64,
     tables: [Option<OwnedFrame>; 24],
-    single_context: bool,
+    capability: Capability,
 }
 
 impl Ept {
-    /// Maps `0..limit` to itself as write-back memory, in pages of 2 MiB; `limit` is rounded up. Nothing else is present.
-    pub(crate) fn identity(capability: &Capability, limit: u64) -> Result<Self, VmxError> {
-        let mut ept = Self {
-            root: 0,
-            tables: [const { None }; 24],
-            single_context: capability.ept & 1 << 25 != 0,
-        };
+    /// Maps the first [`IDENTITY`] bytes to themselves as write-back memory, in pages of 2 MiB. Nothing else is present.
+    pub(crate) fn identity(capability: &Capability) -> Result<Self, VmxError> {
+        let mut ept = Self { root: 0, tables: [const { None }; 24], capability: *capability };
         ept.root = ept.new_table()?;
         let mut address = 0;
-        while address < limit {
+        while address < IDENTITY {
             let value = address | LARGE | (MemoryType::WriteBack as u64) << 3 | Permissions::ALL.0;
             ept.entry(address, 2)?.store(value, Ordering::Relaxed);
             address += LARGE_PAGE;
@@ -92,18 +90,14 @@ impl Ept {
         self.root | FOUR_LEVELS | MemoryType::WriteBack as u64
     }
 
-    /// Drops what the calling CPU has cached from these tables (INVEPT).
+    /// Drops what the calling CPU has cached from these tables.
     pub(crate) fn invalidate(&self) {
-        let kind: u64 = if self.single_context { 1 } else { 2 };
-        let descriptor = [self.pointer(), 0];
-        // SAFETY: the CPU is in VMX operation with EPT, both proven by the `Capability` given at construction, and the kind
-        // is one it offers; the descriptor has 16 bytes and a valid pointer (SDM Vol. 3C 31.3, INVEPT).
-        unsafe { asm!("invept {}, [{}]", in(reg) kind, in(reg) &descriptor, options(nostack)) };
+        invalidate(&self.capability, self.pointer());
     }
 
     /// The entry for `guest` at `level` (1: 4 KiB, 2: 2 MiB); tables on the way are made.
     fn entry(&mut self, guest: u64, level: u32) -> Result<&'static AtomicU64, VmxError> {
-        if guest % PAGE != 0 || guest >> 48 != 0 {
+        if guest & (PAGE - 1) != 0 || guest >> 48 != 0 {
             return Err(VmxError::BadAddress(guest));
         }
         let mut entry = slot(self.root, guest, 4);
@@ -135,6 +129,19 @@ impl Ept {
         let table = free.ok_or(VmxError::TooManyTables)?.insert(OwnedFrame::new());
         Ok(table.physical_address())
     }
+}
+
+/// Drops what the calling CPU, in VMX operation, has cached from the tables of this EPT pointer (INVEPT).
+pub(super) fn invalidate(capability: &Capability, pointer: u64) {
+    const HAS_SINGLE_CONTEXT: u64 = 1 << 25;
+    const SINGLE_CONTEXT: u64 = 1;
+    const ALL_CONTEXTS: u64 = 2;
+    let single = capability.ept & HAS_SINGLE_CONTEXT != 0;
+    let kind = if single { SINGLE_CONTEXT } else { ALL_CONTEXTS };
+    let descriptor = [pointer, 0];
+    // SAFETY: CPL 0 in VMX operation, with EPT and a kind that the capability MSR offers; the descriptor has 16 bytes and a
+    // valid EPT pointer (SDM Vol. 3C 31.3, INVEPT). It only makes later guest accesses walk the tables again.
+    unsafe { asm!("invept {}, [{}]", in(reg) kind, in(reg) &descriptor, options(nostack)) };
 }
 
 /// Points a not yet used entry, or one that was a large page, to a table below it.

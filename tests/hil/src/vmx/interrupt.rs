@@ -24,8 +24,10 @@ pub(crate) enum Event {
 pub(crate) enum Activity {
     /// Executes instructions.
     Active = 0,
-    /// Has executed HLT.
+    /// Has executed HLT, which did not exit.
     Halted = 1,
+    /// Has had a triple fault.
+    Shutdown = 2,
     /// Waits for a startup IPI: nothing else, NMIs included, ends that.
     WaitForSipi = 3,
 }
@@ -54,9 +56,11 @@ impl Current<'_> {
         // Bit 12 is undefined in IDT-vectoring information and must be 0 on entry.
         self.vmcs.set_all(&[
             (control::VMENTRY_INTERRUPTION_INFO_FIELD, u64::from(word & !(1 << 12))),
-            (control::VMENTRY_EXCEPTION_ERR_CODE, u64::from(error_code)),
             (control::VMENTRY_INSTRUCTION_LEN, u64::from(exit.instruction_length)),
         ])?;
+        if exit.idt_vectoring.has_error_code() {
+            self.vmcs.set(control::VMENTRY_EXCEPTION_ERR_CODE, u64::from(error_code))?;
+        }
         Ok(true)
     }
 
@@ -68,7 +72,7 @@ impl Current<'_> {
         Ok(self.vmcs.get(guest::RFLAGS)? & IF != 0
             && self.vmcs.get(guest::INTERRUPTIBILITY_STATE)? & BLOCKED_BY_STI_OR_MOV_SS == 0
             && self.vmcs.get(control::VMENTRY_INTERRUPTION_INFO_FIELD)? & 1 << 31 == 0
-            && self.vmcs.get(guest::ACTIVITY_STATE)? <= Activity::Halted as u64)
+            && matches!(self.activity()?, Activity::Active | Activity::Halted))
     }
 
     /// Chooses whether the guest exits as soon as it could take an interrupt.
@@ -101,7 +105,17 @@ impl Current<'_> {
         Ok(())
     }
 
-    /// The activity state at the next entry.
+    /// What the guest was doing at the last exit.
+    pub(crate) fn activity(&self) -> Result<Activity, VmxError> {
+        Ok(match self.vmcs.get(guest::ACTIVITY_STATE)? {
+            0 => Activity::Active,
+            1 => Activity::Halted,
+            2 => Activity::Shutdown,
+            _ => Activity::WaitForSipi,
+        })
+    }
+
+    /// What it does at the next entry.
     pub(crate) fn set_activity(&mut self, activity: Activity) -> Result<(), VmxError> {
         self.vmcs.set(guest::ACTIVITY_STATE, activity as u64)
     }

@@ -9,12 +9,14 @@
 //! exit        what an exit says
 //! interrupt   injecting, windows, host interrupts that ended the guest's turn
 //! decode      which MOV touched the device, and what it wanted
+//! device      the same for the guest at hand: fetch, decode, complete
 //! ```
 //!
 //! Nothing here knows what a local APIC is. That is what `apicv` and `vlapic-core` are for.
 
 pub(crate) mod capability;
 pub(crate) mod decode;
+pub(crate) mod device;
 pub(crate) mod ept;
 pub(crate) mod exit;
 pub(crate) mod frames;

@@ -22,9 +22,10 @@ impl Current<'_> {
         let result = unsafe { enter(&raw mut vcpu.registers, vcpu.launched) };
         match result {
             EXITED => {
+                let exit = Exit::read(&self.vmcs)?;
+                // Not so after an entry that failed half-way: its VMCS is as clear as it was.
                 vcpu.launched = true;
                 vcpu.registers.general[RSP] = self.vmcs.get(guest::RSP)?;
-                let exit = Exit::read(&self.vmcs)?;
                 vcpu.exits.count(exit.reason.number());
                 Ok(exit)
             }

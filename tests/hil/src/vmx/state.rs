@@ -39,7 +39,10 @@ pub(super) fn write_controls(
     options: Options,
 ) -> Result<(), VmxError> {
     let when = |on: bool, bits: u32| if on { bits } else { 0 };
-    let pin = PinbasedControls::EXTERNAL_INTERRUPT_EXITING | PinbasedControls::NMI_EXITING;
+    // Without virtual NMIs, an NMI injected into a guest whose NMIs exit would stay blocked (SDM Vol. 3C 26.3, IRET).
+    let pin = PinbasedControls::VIRTUAL_NMIS
+        | PinbasedControls::EXTERNAL_INTERRUPT_EXITING
+        | PinbasedControls::NMI_EXITING;
     let primary = (PrimaryControls::USE_MSR_BITMAPS | PrimaryControls::SECONDARY_CONTROLS).bits()
         | when(options.hlt_exiting, PrimaryControls::HLT_EXITING.bits())
         | when(
@@ -251,7 +254,7 @@ fn task_base(gdt: usize, selector: u16) -> u64 {
     // SAFETY: the task register holds the selector, so the GDT has this 16-byte descriptor (SDM Vol. 3A 8.2.3).
     let low = unsafe { descriptor.read() };
     // SAFETY: as above; the second half.
-    let high = unsafe { descriptor.add(1).read() };
+    let high = unsafe { descriptor.wrapping_add(1).read() };
     low >> 16 & 0xff_ffff | (low >> 56) << 24 | high << 32
 }
 

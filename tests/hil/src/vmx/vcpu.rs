@@ -5,13 +5,14 @@ use super::msr_bitmap::MsrBitmap;
 use super::run::GuestRegisters;
 use super::state::{self, Options};
 use super::vmcs::{Fields, Region};
-use super::{Capability, VmxError};
+use super::{Capability, VmxError, ept};
 
 /// One virtual CPU that is not loaded anywhere. It can be moved to another CPU.
 #[derive(Debug)]
 pub(crate) struct Vcpu {
     region: Region,
     pub(super) capability: Capability,
+    ept_pointer: u64,
     pub(super) registers: GuestRegisters,
     pub(super) msr_bitmap: MsrBitmap,
     /// The next entry is a VMRESUME.
@@ -31,6 +32,7 @@ impl Vcpu {
         let mut vcpu = Self {
             region: Region::new(capability.revision),
             capability,
+            ept_pointer,
             registers: GuestRegisters::new(),
             msr_bitmap: MsrBitmap::new(),
             launched: false,
@@ -51,6 +53,8 @@ impl Vcpu {
         // `make_current` refuses while any other is, and only the drop of `Current` clears it. It is not `Send`. The host
         // state is written next, and the physical addresses written come from owned frames.
         let vmcs = unsafe { Fields::new() };
+        // The tables may lie where this CPU knew others.
+        ept::invalidate(&self.capability, self.ept_pointer);
         let mut current = Current { vcpu: self, vmcs };
         state::write_host(&mut current.vmcs)?;
         Ok(current)

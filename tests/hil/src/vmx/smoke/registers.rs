@@ -1,0 +1,113 @@
+//! VMCS fields as the driver reaches them, and MSRs as the guest does.
+
+use vlapic_hal::{Vmcs, VmcsError, VmcsField};
+use x86::msr;
+
+use super::{Failure, check, until, until_finish, until_phase, with_guest};
+use crate::guest::{Apic, Context, apic, cpu, hypercall};
+use crate::log;
+use crate::vmx::Reason;
+use crate::vmx::interrupt::Event;
+use crate::vmx::state::Options;
+
+extern "C" fn nothing(_: &'static Context, _: u64) -> u64 {
+    0
+}
+
+/// What the APIC driver is lent works, and tells apart what can go wrong.
+pub(super) fn fields() -> Result<(), Failure> {
+    const EOI_EXIT_0: VmcsField = VmcsField::new(0x201c);
+    const EOI_EXIT_0_HIGH: VmcsField = VmcsField::new(0x201d);
+    /// Width 16 bits, guest state, index 511.
+    const NO_SUCH_FIELD: VmcsField = VmcsField::new(0x0bfe);
+    with_guest(Options::default(), nothing, 0, |current, _, _| {
+        let vmcs = current.vmcs.hal();
+        match vmcs.write(EOI_EXIT_0, 0x0123_4567_89ab_cdef) {
+            Ok(()) => {
+                let read = [vmcs.read(EOI_EXIT_0), vmcs.read(EOI_EXIT_0_HIGH)];
+                check(read == [Ok(0x0123_4567_89ab_cdef), Ok(0x0123_4567)], "a field read back")?;
+            }
+            Err(VmcsError::Unsupported(EOI_EXIT_0)) => log!("no EOI-exit bitmap"),
+            Err(error) => {
+                log!("{error}");
+                return Err(Failure::Wrong("a write failed"));
+            }
+        }
+        let unknown = vmcs.read(NO_SUCH_FIELD);
+        check(unknown == Err(VmcsError::Unsupported(NO_SUCH_FIELD)), "there is no such field")?;
+        until_finish(current, 0)
+    })
+}
+
+extern "C" fn read_tsc(_: &'static Context, _: u64) -> u64 {
+    let first = cpu::read_msr(msr::TSC).unwrap_or(0);
+    hypercall::phase(1);
+    let second = cpu::read_msr(msr::TSC).unwrap_or(0);
+    u64::from(first == 0x1_0000_0007 && second > first)
+}
+
+/// A register exits until the bitmap says otherwise.
+pub(super) fn msr_bitmap() -> Result<(), Failure> {
+    with_guest(Options::default(), read_tsc, 0, |current, _, _| {
+        let exit = until(current, Reason::Rdmsr)?;
+        check(current.general()[1] as u32 == msr::TSC, "another register was read")?;
+        current.general()[0] = 7;
+        current.general()[2] = 1;
+        current.skip_instruction(&exit)?;
+        until_phase(current, 1)?;
+        current.msr_bitmap().set_exits(msr::TSC, false, true);
+        // The host's own time stamp is far beyond 2^32 only on a machine that has been up a while.
+        current.vmcs.set(x86::vmx::vmcs::control::TSC_OFFSET_FULL, 1 << 40)?;
+        current.vmcs.assign(
+            x86::vmx::vmcs::control::PRIMARY_PROCBASED_EXEC_CONTROLS,
+            x86::vmx::vmcs::control::PrimaryControls::USE_TSC_OFFSETTING.bits(),
+            true,
+        )?;
+        until_finish(current, 1)?;
+        check(current.exits().of(Reason::Rdmsr) == 1, "it exited again")
+    })
+}
+
+extern "C" fn use_x2apic(context: &'static Context, _: u64) -> u64 {
+    let base = cpu::read_msr(apic::APIC_BASE_MSR);
+    let enabled = cpu::write_msr(apic::APIC_BASE_MSR, base.unwrap_or(0) | 0xc00);
+    context.set_apic(Apic::X2Apic);
+    let tpr = apic::read(context, apic::TPR);
+    let refused = apic::write(context, apic::TPR, 0x100);
+    apic::end_of_interrupt(context);
+    u64::from(base.is_ok() && enabled.is_ok() && tpr == Ok(0x20) && refused.is_err())
+}
+
+/// In x2APIC mode the guest's accesses are MSR exits with the right number and value.
+pub(super) fn x2apic_msrs() -> Result<(), Failure> {
+    const DONE: Option<u64> = Some(0);
+    const FAULT: Option<u64> = None;
+    const EXPECTED: [(Reason, u32, u64, Option<u64>); 5] = [
+        (Reason::Rdmsr, 0x1b, 0, Some(0xfee0_0900)),
+        (Reason::Wrmsr, 0x1b, 0xfee0_0d00, DONE),
+        (Reason::Rdmsr, 0x808, 0, Some(0x20)),
+        (Reason::Wrmsr, 0x808, 0x100, FAULT),
+        (Reason::Wrmsr, 0x80b, 0, DONE),
+    ];
+    with_guest(Options::default(), use_x2apic, 0, |current, _, _| {
+        for (reason, register, value, answer) in EXPECTED {
+            let exit = until(current, reason)?;
+            let [rax, rcx, rdx, ..] = *current.general();
+            check(rcx == u64::from(register), "another register was accessed")?;
+            check(
+                reason == Reason::Rdmsr || (rdx, rax) == (0, value),
+                "another value was written",
+            )?;
+            let Some(answer) = answer else {
+                current.inject(Event::GeneralProtection)?;
+                continue;
+            };
+            if reason == Reason::Rdmsr {
+                current.general()[0] = answer;
+                current.general()[2] = 0;
+            }
+            current.skip_instruction(&exit)?;
+        }
+        until_finish(current, 1)
+    })
+}
