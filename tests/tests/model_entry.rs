@@ -29,7 +29,7 @@ fn violations_with(
             assert!(!rig.core.in_guest());
             found
         }
-        Err(EntryFailure::NoCurrentVmcs) => panic!("the rig has a VMCS"),
+        Err(EntryFailure::NoCurrentVmcs) => unreachable!("the rig has a VMCS"),
     }
 }
 
@@ -59,11 +59,14 @@ fn every_consistent_setup_enters() {
     }
 }
 
+/// A setup, a change to its VMCS, and what the entry then fails on.
+type Row = (&'static str, Setup, fn(&mut VmcsRegion), &'static [Violation]);
+
 #[test]
 fn every_row_of_the_check_table() {
     use Violation as V;
     let shadow = Setup { tpr_shadow: true, ..Setup::NONE };
-    let rows: [(&str, Setup, fn(&mut VmcsRegion), &[V]); 26] = [
+    let rows: [Row; 26] = [
         (
             "page alignment",
             shadow,
