@@ -12,6 +12,9 @@ use super::vmcs::Region;
 /// Each CPU of the machine calls this once before it runs a guest.
 pub(crate) fn enable() -> Result<Capability, VmxError> {
     let capability = Capability::read()?;
+    if !capability.has_ept() {
+        return Err(VmxError::NoEpt);
+    }
     // SAFETY: the image runs at CPL 0; reading CR4 changes nothing.
     let cr4 = unsafe { controlregs::cr4() };
     if cr4.contains(Cr4::CR4_ENABLE_VMX) {
@@ -70,6 +73,12 @@ impl Capability {
             ept: if has_ept { read(msr::IA32_VMX_EPT_VPID_CAP) } else { 0 },
             misc: read(msr::IA32_VMX_MISC),
         })
+    }
+
+    /// EPT with all that [`Ept`](super::ept::Ept) uses: four levels, write-back tables, 2 MiB pages, INVEPT of all contexts.
+    fn has_ept(&self) -> bool {
+        const USED: u64 = 1 << 6 | 1 << 14 | 1 << 16 | 1 << 20 | 1 << 26;
+        self.ept & USED == USED
     }
 
     /// A guest may run with paging off, or in real mode.

@@ -42,6 +42,8 @@ pub(crate) use vcpu::Vcpu;
 pub(crate) enum VmxError {
     /// CPUID reports no VMX.
     NoVmx,
+    /// No extended page tables, or not with what is used of them.
+    NoEpt,
     /// IA32_FEATURE_CONTROL is locked with VMX off.
     LockedByFirmware,
     /// Controls that are needed cannot be 1 on this processor.
@@ -80,6 +82,7 @@ impl fmt::Display for VmxError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoVmx => f.write_str("no VMX"),
+            Self::NoEpt => f.write_str("no EPT"),
             Self::LockedByFirmware => f.write_str("VMX is locked off by the firmware"),
             Self::ControlsMissing { allowed, missing } => {
                 write!(f, "controls {missing:#x} are not among {:#x}", allowed.may_be_one)

@@ -59,6 +59,8 @@ fn outcome(result: Result<(), Failure>) -> Outcome {
     match result {
         Ok(()) => Outcome::Pass,
         Err(Failure::Vmx(VmxError::NoVmx)) => Outcome::Skip("no VMX"),
+        Err(Failure::Vmx(VmxError::NoEpt)) => Outcome::Skip("no EPT"),
+        Err(Failure::Vmx(VmxError::LockedByFirmware)) => Outcome::Skip("VMX is locked off"),
         Err(Failure::Skip(reason)) => Outcome::Skip(reason),
         Err(Failure::Wrong(what)) => Outcome::Fail(what),
         Err(Failure::Vmx(error)) => {

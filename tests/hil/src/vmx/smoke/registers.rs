@@ -56,6 +56,8 @@ pub(super) fn msr_bitmap() -> Result<(), Failure> {
         current.skip_instruction(&exit)?;
         until_phase(current, 1)?;
         current.msr_bitmap().set_exits(msr::TSC, false, true);
+        let bytes = current.msr_bitmap().bytes();
+        check(bytes[2] == 0xfe && bytes[2048 + 2] == 0xff, "another bit of the bitmap changed")?;
         // The host's own time stamp is far beyond 2^32 only on a machine that has been up a while.
         current.vmcs.set(x86::vmx::vmcs::control::TSC_OFFSET_FULL, 1 << 40)?;
         current.vmcs.assign(
