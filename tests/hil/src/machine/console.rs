@@ -9,12 +9,6 @@ use x86::io::outb;
 
 use super::{interrupts, serial::Serial};
 
-/// Prints to the console as `core`'s macro of that name would.
-#[macro_export]
-macro_rules! print {
-    ($($argument:tt)*) => { $crate::machine::console::write(format_args!($($argument)*)) };
-}
-
 /// Prints one line, a record of the protocol.
 #[macro_export]
 macro_rules! println {
