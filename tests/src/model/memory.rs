@@ -32,9 +32,13 @@ impl<'m> Memory<'m> {
 
     /// Places 64-bit words at a physical address: a posted-interrupt descriptor (8 words), or a PID-pointer table.
     ///
-    /// Replaces what was registered at the same address. The address must be 8-byte aligned.
-    pub fn add_qwords(&self, address: u64, words: &'m [AtomicU64]) {
+    /// The words must follow each other in host memory, as those of one object do. Replaces what was registered at the
+    /// same address, which must be 8-byte aligned.
+    pub fn add_qwords(&self, address: u64, words: impl IntoIterator<Item = &'m AtomicU64>) {
         assert_eq!(address % 8, 0, "64-bit words need an aligned address");
+        let words: Vec<_> = words.into_iter().collect();
+        let follows = |pair: &[&AtomicU64]| pair[0].as_ptr().wrapping_add(1) == pair[1].as_ptr();
+        assert!(words.windows(2).all(follows), "the words of one object follow each other");
         self.write_regions().insert(address, Region::Qwords(words));
     }
 
@@ -156,7 +160,7 @@ impl Translate for Memory<'_> {
 #[derive(Debug)]
 enum Region<'m> {
     Dwords(&'m [AtomicU32]),
-    Qwords(&'m [AtomicU64]),
+    Qwords(Vec<&'m AtomicU64>),
     Owned(Vec<AtomicU32>),
 }
 
@@ -171,7 +175,7 @@ impl Region<'_> {
     fn bytes(&self) -> u64 {
         let bytes = match self {
             Region::Dwords(words) => size_of_val(*words),
-            Region::Qwords(words) => size_of_val(*words),
+            Region::Qwords(words) => words.len() * 8,
             Region::Owned(words) => size_of_val(words.as_slice()),
         };
         bytes as u64
@@ -180,7 +184,7 @@ impl Region<'_> {
     fn host_address(&self) -> usize {
         match self {
             Region::Dwords(words) => words.as_ptr() as usize,
-            Region::Qwords(words) => words.as_ptr() as usize,
+            Region::Qwords(words) => words.first().map_or(0, |word| word.as_ptr() as usize),
             Region::Owned(words) => words.as_ptr() as usize,
         }
     }
@@ -193,7 +197,7 @@ impl Region<'_> {
             Region::Dwords(words) => Word::Dword(&words[first..last]),
             Region::Owned(words) => Word::Dword(&words[first..last]),
             Region::Qwords(words) => {
-                Word::Qword(&words[first / 2], if first.is_multiple_of(2) { 0 } else { 32 })
+                Word::Qword(words[first / 2], if first.is_multiple_of(2) { 0 } else { 32 })
             }
         }
     }
