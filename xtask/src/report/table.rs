@@ -72,7 +72,7 @@ pub(crate) fn print_upcalls(
     align_right(&mut table, 4..7);
     for (row, verdict) in rows.iter().zip(verdicts) {
         let way = match row.way.as_str() {
-            "emulated" => "by emulation (APIC-access exit)",
+            "emulated" => "by emulation (an exit for the access)",
             "apic-write" => "by APIC-write exit",
             "silent" => "silently (no exit)",
             other => other,
