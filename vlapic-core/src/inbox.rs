@@ -37,13 +37,17 @@ pub trait Inbox {
     /// Something other than a vector waits for the owner (a latch, an owed upcall).
     fn attention(&self) -> Notify;
 
-    /// Takes back a post of `vector` that raced with INIT, wherever it waits; any thread may call.
-    fn retract(&self, page: &ApicPage, vector: Vector);
+    /// Takes back a post of `vector` that raced with INIT, and says whether it still waited; any
+    /// thread may call. A post that can no longer be taken back is left, and the answer is `false`.
+    fn retract(&self, page: &ApicPage, vector: Vector) -> bool;
 
     /// Owner, outside guest mode: moves everything posted so far into the page's IRR.
     fn collect(&self, page: &ApicPage);
 
     /// Owner, outside guest mode: forgets what was posted (INIT, RESET).
+    ///
+    /// Each word has to be cleared with a release operation at least: a poster that finds it
+    /// cleared must see that INIT has begun.
     fn discard(&self);
 }
 
@@ -62,8 +66,8 @@ impl Inbox for DirectInbox {
         Notify::Kick
     }
 
-    fn retract(&self, page: &ApicPage, vector: Vector) {
-        page.irr().remove(vector);
+    fn retract(&self, page: &ApicPage, vector: Vector) -> bool {
+        page.irr().remove(vector)
     }
 
     #[inline]

@@ -72,7 +72,11 @@ impl Latches {
 
     /// INIT taken: a SIPI that came after it stays, NMI and SMI are held (APM Vol. 2 16.10).
     pub(crate) fn init(&self, waiting: bool) {
-        let drop = INIT | EXTINT | WAITING | ((PIN_ROSE | PIN_REMOTE_IRR) * 3);
+        let mut drop = INIT | EXTINT | WAITING | ((PIN_ROSE | PIN_REMOTE_IRR) * 3);
+        if !waiting {
+            // A bootstrap processor ignores the SIPI that came with its INIT.
+            drop |= STARTUP | STARTUP_PAGE;
+        }
         self.update(|word| (word & !drop).wrapping_add(LIFE) | if waiting { WAITING } else { 0 });
     }
 
@@ -94,10 +98,7 @@ impl Latches {
     /// Something that [`Self::take`] would return.
     #[inline]
     pub(crate) fn any(&self) -> bool {
-        let word = self.load();
-        let mask =
-            if word & WAITING != 0 { INIT | STARTUP } else { INIT | NMI | SMI | EXTINT | STARTUP };
-        word & mask != 0
+        first_event(self.load()).is_some()
     }
 
     pub(crate) fn latch_init(&self) -> bool {
@@ -130,32 +131,19 @@ impl Latches {
         true
     }
 
-    /// INIT first; then, unless waiting for a SIPI, everything else.
-    pub(crate) fn take_init(&self) -> bool {
-        self.load() & INIT != 0
-    }
-
+    /// The first of INIT, SIPI, SMI, NMI, ExtINT; while waiting for a SIPI only INIT and SIPI.
+    ///
+    /// INIT stays latched until [`Self::init`]. Everything else is taken in one step with the
+    /// decision, so a latch that comes in between is neither lost nor taken for an older one.
     pub(crate) fn take(&self) -> Option<Event> {
-        let word = self.load();
-        if word & WAITING != 0 {
-            if word & STARTUP == 0 {
-                return None;
-            }
-            let page = (word >> STARTUP_PAGE_SHIFT) as u8;
-            self.update(|word| word & !(STARTUP | STARTUP_PAGE | WAITING));
-            return Some(Event::Startup { page });
-        }
-        for (bit, event) in [(SMI, Event::Smi), (NMI, Event::Nmi), (EXTINT, Event::ExtInt)] {
-            if word & bit != 0 {
-                self.0.fetch_and(!bit, Ordering::AcqRel);
-                return Some(event);
-            }
-        }
-        // A SIPI that a bootstrap processor got with its INIT is ignored.
-        if word & STARTUP != 0 {
-            self.update(|word| word & !(STARTUP | STARTUP_PAGE));
-        }
-        None
+        let mut taken = None;
+        let step = |word| {
+            let (event, left) = first_event(word)?;
+            taken = Some(event);
+            Some(left)
+        };
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, step).ok()?;
+        taken
     }
 
     pub(crate) fn set_pin(&self, pin: Pin, asserted: bool) -> bool {
@@ -208,6 +196,29 @@ impl Latches {
         match self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| Some(change(word))) {
             Ok(old) | Err(old) => old,
         }
+    }
+}
+
+/// The event that `word` holds first, and the word without it.
+const fn first_event(word: u32) -> Option<(Event, u32)> {
+    if word & INIT != 0 {
+        return Some((Event::Init { waits: false }, word));
+    }
+    if word & WAITING != 0 {
+        if word & STARTUP == 0 {
+            return None;
+        }
+        let page = (word >> STARTUP_PAGE_SHIFT) as u8;
+        return Some((Event::Startup { page }, word & !(STARTUP | STARTUP_PAGE | WAITING)));
+    }
+    if word & SMI != 0 {
+        Some((Event::Smi, word & !SMI))
+    } else if word & NMI != 0 {
+        Some((Event::Nmi, word & !NMI))
+    } else if word & EXTINT != 0 {
+        Some((Event::ExtInt, word & !EXTINT))
+    } else {
+        None
     }
 }
 

@@ -34,6 +34,7 @@ mod message;
 mod mmio;
 mod msr;
 mod page;
+mod priority;
 mod profile;
 mod register;
 mod slot;

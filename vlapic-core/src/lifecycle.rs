@@ -17,27 +17,31 @@ impl<I: Inbox> LocalApic<'_, I> {
     /// RESET: IA32_APIC_BASE, every register, and everything the page does not hold: latches,
     /// pending errors, timer, posted vectors, the upcall's debt and its vector.
     pub fn reset(&mut self, bootstrap: bool) {
-        self.slot.set_base(ApicBase::reset(bootstrap));
+        self.slot.page().write(Register::Svr, Svr::RESET.bits());
         self.slot.latches.reset(!bootstrap);
-        self.slot.upcall.reset();
+        self.slot.set_base(ApicBase::reset(bootstrap));
         self.clear();
         self.write_id();
+        self.slot.upcall.reset();
     }
 
     /// INIT: as RESET, but the APIC ID and IA32_APIC_BASE stay (SDM Vol. 3A 10.4.7.3, 10.12.5.1).
     ///
     /// The upcall's vector stays and its debt starts anew: the pending byte decides when the APIC
     /// next accepts. The deadline in IA32_TSC_DEADLINE is dropped, a choice where the SDM is
-    /// silent.
+    /// silent. NMI and SMI that were latched stay held (APM Vol. 2 16.10).
     pub fn init(&mut self) {
+        let page = self.slot.page();
+        let id = page.read(Register::Id) & 0xFF00_0000;
+        page.write(Register::Svr, Svr::RESET.bits());
         self.slot.latches.init(!self.slot.base().bootstrap());
-        self.slot.upcall.init(self.slot.refused_upcall);
-        let id = self.slot.page().read(Register::Id);
         self.clear();
-        self.slot.page().write(Register::Id, id);
-        if self.slot.mode() == Mode::X2Apic {
-            self.write_id();
+        self.write_id();
+        if self.slot.mode() == Mode::XApic && self.slot.profile().xapic_id_writable() {
+            page.write(Register::Id, id);
         }
+        // After IRR is empty: whoever pays the debt from here on pays in the new life.
+        self.slot.upcall.init(self.slot.refused_upcall);
     }
 
     /// A guest's WRMSR to IA32_APIC_BASE.
@@ -58,9 +62,9 @@ impl<I: Inbox> LocalApic<'_, I> {
             (_, Mode::Disabled) if from.present() => {
                 self.slot.set_base(to);
                 self.slot.latches.begin_life();
-                self.slot.upcall.init(self.slot.refused_upcall);
                 self.clear();
                 self.write_id();
+                self.slot.upcall.init(self.slot.refused_upcall);
             }
             (Mode::XApic, Mode::X2Apic) => {
                 self.slot.set_base(to);
@@ -79,6 +83,10 @@ impl<I: Inbox> LocalApic<'_, I> {
 
     /// Puts every register into its reset state (SDM Vol. 3A 10.4.7.1), ID and LDR of x2APIC mode
     /// aside, and drops what the page does not hold.
+    ///
+    /// The caller has made the APIC refuse and has begun a new life, in this order, so that
+    /// `Slot::accept` tells a post from before the clearing from one after it: the release here
+    /// pairs with the acquire of its post, and hands it the new life.
     fn clear(&mut self) {
         let page = self.slot.page();
         let profile = self.slot.profile();
@@ -86,7 +94,7 @@ impl<I: Inbox> LocalApic<'_, I> {
         self.slot.pending_errors.store(0, Ordering::Relaxed);
         self.slot.inbox().discard();
         for word in page.words() {
-            word.store(0, Ordering::Relaxed);
+            word.store(0, Ordering::Release);
         }
         page.write(Register::Version, profile.version());
         page.write(Register::Dfr, 0xFFFF_FFFF);

@@ -1,11 +1,11 @@
 //! The owner's handle: what only the CPU that runs the vCPU may do.
 
-use core::sync::atomic::{AtomicU8, Ordering, fence};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
 
 use crate::effect::Effect;
 use crate::inbox::Inbox;
 use crate::latches::{Event, Pin};
-use crate::lvt::LvtDelivery;
+use crate::lvt::{Lvt, LvtDelivery};
 use crate::profile::Profile;
 use crate::register::{LvtEntry, Register};
 use crate::slot::{Outcome, Slot};
@@ -67,16 +67,18 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     ///
     /// For [`Event::Init`] the APIC's own part of INIT has been carried out.
     pub fn take_event(&mut self) -> Option<Event> {
-        if self.slot.latches.take_init() {
-            let waits = !self.slot.base().bootstrap();
-            self.init();
-            return Some(Event::Init { waits });
+        match self.slot.latches.take()? {
+            Event::Init { .. } => {
+                self.init();
+                Some(Event::Init { waits: !self.slot.base().bootstrap() })
+            }
+            event => Some(event),
         }
-        self.slot.latches.take()
     }
 
     /// The APIC's part of entry work: lets time pass to `now` (guest TSC ticks), looks at the
     /// pins, pays an owed upcall if the APIC accepts by now, and moves everything posted into IRR.
+    /// If the APIC is found software-disabled, by whatever store, its LVT entries are masked.
     ///
     /// `pending` is the guest's pending byte, if it uses upcalls. Call after every exit's handling
     /// and before every entry; calling it more often is harmless.
@@ -88,6 +90,9 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     #[inline]
     pub fn prepare(&mut self, now: u64, pending: Option<&AtomicU8>) -> Prepared {
         self.pass_time(now);
+        if !self.slot.page().svr().software_enabled() {
+            self.mask_entries();
+        }
         if !self.slot.latches.pins_idle() {
             self.look_at_pins();
         }
@@ -166,14 +171,14 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     /// What is left of an EOI when hardware has already taken `vector` out of ISR (exit 45).
     pub fn after_virtual_eoi(&mut self, vector: Vector) -> Effect {
         let page = self.slot.page();
+        // Not asked of TMR: an edge of the same vector, accepted since, has cleared its bit.
+        for (pin, entry) in PINS {
+            if self.slot.latches.remote_irr(pin) && self.slot.lvt(entry).vector() == vector.get() {
+                self.clear_remote_irr(pin, entry);
+            }
+        }
         if !page.tmr().contains(vector) {
             return Effect::None;
-        }
-        for (pin, entry) in PINS {
-            if self.slot.lvt(entry).vector() == vector.get() && self.slot.latches.remote_irr(pin) {
-                self.slot.latches.set_remote_irr(pin, false);
-                self.store_remote_irr(entry, false);
-            }
         }
         if self.slot.profile().eoi_suppression() && page.svr().eoi_broadcast_suppressed() {
             Effect::None
@@ -211,15 +216,11 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
         self.slot.latches.pin_level(Pin::Lint0) && self.passes_external_interrupts()
     }
 
-    /// PPR from TPR and ISR: TPR if its class is at least that of the highest vector in service,
-    /// else that vector's class (SDM Vol. 3A 10.8.3.1).
+    /// PPR: [`Slot::processor_priority`].
     #[inline]
     #[must_use]
     pub fn processor_priority(&self) -> u8 {
-        let page = self.slot.page();
-        let tpr = page.read(Register::Tpr) as u8;
-        let in_service = page.isr().highest().map_or(0, Vector::class);
-        if tpr & 0xF0 >= in_service { tpr } else { in_service }
+        self.slot.processor_priority()
     }
 
     #[inline]
@@ -285,18 +286,19 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
         let receipt = self.slot.request(self.slot.lvt(entry).vector(), Trigger::Level);
         if receipt.outcome == Outcome::Accepted {
             latches.set_remote_irr(pin, true);
-            self.store_remote_irr(entry, true);
+            self.lvt_word(entry).fetch_or(Lvt::REMOTE_IRR, Ordering::Relaxed);
         }
     }
 
-    /// Shows remote IRR in the page's LVT entry.
-    pub(crate) fn store_remote_irr(&self, entry: LvtEntry, set: bool) {
-        let word = self.slot.page().word(Register::Lvt(entry).offset());
-        if set {
-            word.fetch_or(crate::lvt::Lvt::REMOTE_IRR, Ordering::Relaxed);
-        } else {
-            word.fetch_and(!crate::lvt::Lvt::REMOTE_IRR, Ordering::Relaxed);
-        }
+    /// The latch is what counts; the page's bit is for reads that do not exit, and a guest's
+    /// store to the entry overwrites it.
+    pub(crate) fn clear_remote_irr(&self, pin: Pin, entry: LvtEntry) {
+        self.slot.latches.set_remote_irr(pin, false);
+        self.lvt_word(entry).fetch_and(!Lvt::REMOTE_IRR, Ordering::Relaxed);
+    }
+
+    fn lvt_word(&self, entry: LvtEntry) -> &AtomicU32 {
+        self.slot.page().word(Register::Lvt(entry).offset())
     }
 }
 

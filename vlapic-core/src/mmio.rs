@@ -7,7 +7,7 @@ use crate::esr::Errors;
 use crate::inbox::Inbox;
 use crate::local::LocalApic;
 use crate::profile::Vendor;
-use crate::register::{LvtEntry, Register};
+use crate::register::Register;
 
 /// How many bytes an access touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,29 +97,19 @@ impl<I: Inbox> LocalApic<'_, I> {
         self.pass_time(now);
         let page = self.slot.page();
         match register {
-            Register::Ppr => u32::from(self.processor_priority()),
+            Register::Ppr => u32::from(self.slot.processor_priority()),
             Register::Apr => match self.slot.profile().vendor() {
                 Vendor::Intel => 0,
-                Vendor::Amd => u32::from(self.arbitration_priority()),
+                Vendor::Amd => u32::from(self.slot.arbitration_priority()),
             },
             Register::RemoteRead => 0,
             Register::CurrentCount => self.timer.current_count(now, self.timer_settings()),
-            Register::Lvt(LvtEntry::Cmci) if !self.slot.profile().cmci() => 0,
             Register::Lvt(entry) => self.slot.lvt(entry).bits(),
             Register::Isr(bank) => page.isr().bank(usize::from(bank.index())),
             Register::Irr(bank) => page.irr().bank(usize::from(bank.index())),
             Register::Tmr(bank) => page.tmr().bank(usize::from(bank.index())),
             _ => page.read(register),
         }
-    }
-
-    /// APR: the class of TPR, ISR or IRR, whichever is highest, and TPR's sub-class if it is TPR's
-    /// (APM Vol. 2 16.6.2).
-    fn arbitration_priority(&self) -> u8 {
-        let tpr = self.slot.page().read(Register::Tpr) as u8;
-        let requested = self.slot.page().irr().highest().map_or(0, |vector| vector.class());
-        let class = (self.processor_priority() & 0xF0).max(requested);
-        if tpr & 0xF0 == class { tpr } else { class }
     }
 
     /// Stores what the guest wrote; `after_write` puts right what it may not change.

@@ -2,10 +2,11 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use crate::access::stored_bits;
 use crate::base::{ApicBase, Mode};
 use crate::esr::Errors;
 use crate::inbox::{Inbox, Notify};
-use crate::latches::Latches;
+use crate::latches::{Latches, Pin};
 use crate::lvt::{Lvt, LvtDelivery};
 use crate::message::Delivery;
 use crate::page::ApicPage;
@@ -209,6 +210,9 @@ impl<'p, I: Inbox> Slot<'p, I> {
         }
     }
 
+    /// INIT and RESET disable the APIC, then begin a new life, then clear IRR and what waits for
+    /// it, each ordered before the next. So if the life is the same before the look at SVR and
+    /// after the post, the post is either wiped by the clearing or belongs to this life.
     #[inline]
     fn accept(&self, vector: Vector, trigger: Trigger) -> Receipt {
         let life = self.latches.life();
@@ -230,7 +234,10 @@ impl<'p, I: Inbox> Slot<'p, I> {
         if self.accepts() {
             return Receipt::new(Outcome::Accepted, notify);
         }
-        self.inbox.retract(self.page, vector);
+        if !self.inbox.retract(self.page, vector) {
+            // INIT has wiped it, or the guest, in its new life, has taken it.
+            return Receipt::new(Outcome::Accepted, notify);
+        }
         // The guest may have enabled its APIC, and somebody posted the same vector, between the
         // last look and the retraction; posting again then loses nothing.
         if self.accepts() {
@@ -286,20 +293,26 @@ impl<'p, I: Inbox> Slot<'p, I> {
         }
     }
 
-    /// Whether the entry `entry` exists and what it says.
+    /// What the entry `entry` says: of the page's word the bits that software can write, masked
+    /// while the APIC is software-disabled whatever a silent store left there, and remote IRR from
+    /// its latch. An entry that does not exist is masked.
     #[inline]
     #[must_use]
     pub fn lvt(&self, entry: LvtEntry) -> Lvt {
+        let register = Register::Lvt(entry);
         if entry == LvtEntry::Cmci && !self.profile.cmci() {
             return Lvt::RESET;
         }
-        let lvt = Lvt::from_bits(self.page.read(Register::Lvt(entry)));
-        // A software-disabled APIC masks its entries whatever a silent store left in them.
-        if self.page.svr().software_enabled() {
-            lvt
-        } else {
-            Lvt::from_bits(lvt.bits() | Lvt::MASK)
+        let mut bits = self.page.read(register) & stored_bits(register, &self.profile);
+        if !self.page.svr().software_enabled() {
+            bits |= Lvt::MASK;
         }
+        let remote_irr = match entry {
+            LvtEntry::Lint0 => self.latches.remote_irr(Pin::Lint0),
+            LvtEntry::Lint1 => self.latches.remote_irr(Pin::Lint1),
+            _ => false,
+        };
+        Lvt::from_bits(if remote_irr { bits | Lvt::REMOTE_IRR } else { bits })
     }
 
     /// Whether a bit was added that was not pending.

@@ -9,6 +9,11 @@
 //! delivers, or it leaves the debt and makes the vCPU go through its entry work, which looks again
 //! ([`LocalApic::prepare`](crate::LocalApic::prepare)). Whoever clears the debt delivers; nobody
 //! else does.
+//!
+//! No edge is lost. One may count twice in a single case: a debt from earlier, whose byte the guest
+//! cleared without an upcall (or which RESET or INIT left to be decided), is paid on the strength
+//! of a byte that another CPU has just set and has not yet recorded as a debt, and the guest takes
+//! that interrupt, but does not clear the byte, before it does. Byte and debt are two words.
 
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
 
@@ -43,15 +48,16 @@ impl core::error::Error for IllegalUpcallVector {}
 /// Vector (bits 7:0, zero = none registered) and debt (bit 8) of one vCPU's upcall.
 ///
 /// Both stand in one word, so that who registers and who notifies see each other's step.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Upcall(AtomicU32);
 
 const VECTOR: u32 = 0xFF;
 const OWED: u32 = 1 << 8;
 
 impl Upcall {
+    /// No vector, and a debt: the pending byte decides when there is a vector.
     pub(crate) const fn new() -> Self {
-        Self(AtomicU32::new(0))
+        Self(AtomicU32::new(OWED))
     }
 
     fn vector(&self) -> Option<Vector> {
@@ -82,9 +88,9 @@ impl Upcall {
         self.0.load(Ordering::Relaxed) > OWED
     }
 
-    /// RESET: no vector, no debt.
+    /// RESET: no vector, and the debt as when new.
     pub(crate) fn reset(&self) {
-        self.0.store(0, Ordering::SeqCst);
+        self.0.store(OWED, Ordering::SeqCst);
     }
 
     /// INIT emptied IRR, and with it an upcall that may have been delivered but not taken. The
@@ -102,9 +108,10 @@ impl Upcall {
 impl<I: Inbox> Slot<'_, I> {
     /// Registers `vector` for this vCPU's upcalls; any CPU may call, at any time.
     ///
-    /// If an edge was spent before there was a vector, or `pending` is set already, the upcall is
-    /// asserted now. If nothing is pending no upcall comes. An older vector that has reached IRR
-    /// stays there: hardware cannot recall an interrupt.
+    /// If an edge came before there was a vector, or `pending` is set at the first registration
+    /// since RESET, the upcall is asserted now, under the policy for refused ones. If nothing is
+    /// pending no upcall comes. An older vector that has reached IRR stays there, as hardware
+    /// cannot recall an interrupt, and its edge is not asserted again with the new vector.
     ///
     /// # Errors
     /// [`IllegalUpcallVector`] for vectors 0 to 15; nothing changes. A vector, once registered, is
@@ -115,12 +122,7 @@ impl<I: Inbox> Slot<'_, I> {
         pending: &AtomicU8,
     ) -> Result<Notify, IllegalUpcallVector> {
         let vector = Vector::new(vector).ok_or(IllegalUpcallVector)?;
-        let was_pending = pending.load(Ordering::SeqCst) & 1 != 0;
-        let owed = self.upcall.register(vector);
-        if was_pending && !owed {
-            return Ok(self.assert_upcall(pending));
-        }
-        if owed {
+        if self.upcall.register(vector) {
             return Ok(self.pay_or_leave_owed(pending));
         }
         Ok(Notify::None)
@@ -135,19 +137,6 @@ impl<I: Inbox> Slot<'_, I> {
         if pending.fetch_or(1, Ordering::SeqCst) & 1 != 0 {
             return Notify::None;
         }
-        self.assert_upcall(pending)
-    }
-
-    fn assert_upcall(&self, pending: &AtomicU8) -> Notify {
-        match self.refused_upcall {
-            RefusedUpcall::Lost => match self.upcall.vector() {
-                Some(vector) => return self.request(vector.get(), Trigger::Edge).notify,
-                // No vector yet: registering it looks at `pending`.
-                None => return Notify::None,
-            },
-            RefusedUpcall::OwedWhileOnline if !self.online() => return Notify::None,
-            _ => {}
-        }
         self.upcall.owe();
         self.pay_or_leave_owed(pending)
     }
@@ -157,7 +146,19 @@ impl<I: Inbox> Slot<'_, I> {
         match self.pay_upcall(pending) {
             UpcallDebt::Paid(notify) => notify,
             UpcallDebt::None => Notify::None,
-            UpcallDebt::Owed => self.inbox().attention(),
+            UpcallDebt::Owed if self.keeps_refused_upcall() => self.inbox().attention(),
+            UpcallDebt::Owed => {
+                self.upcall.settle();
+                Notify::None
+            }
+        }
+    }
+
+    fn keeps_refused_upcall(&self) -> bool {
+        match self.refused_upcall {
+            RefusedUpcall::Owed => true,
+            RefusedUpcall::Lost => false,
+            RefusedUpcall::OwedWhileOnline => self.online(),
         }
     }
 
@@ -168,23 +169,43 @@ impl<I: Inbox> Slot<'_, I> {
             return UpcallDebt::None;
         }
         if !self.accepts() {
-            return UpcallDebt::Owed;
+            return self.keep_if_pending(pending);
         }
         let Some(vector) = self.upcall.vector() else {
             return UpcallDebt::None;
         };
-        if !self.upcall.settle() || pending.load(Ordering::SeqCst) & 1 == 0 {
+        if !self.upcall.settle() || !is_set(pending) {
             return UpcallDebt::None;
         }
         let receipt = self.request(vector.get(), Trigger::Edge);
         if receipt.outcome == Outcome::Accepted {
             UpcallDebt::Paid(receipt.notify)
         } else {
-            // The guest disabled its APIC between the two looks.
+            // The guest disabled its APIC between the two looks. It may have enabled it again, and
+            // the vCPU found no debt; a poster answers by making it look once more.
             self.upcall.owe();
             UpcallDebt::Owed
         }
     }
+
+    /// A debt whose byte the guest has cleared without an upcall is none; the next edge brings its
+    /// own, so nobody has to watch SVR for this one.
+    fn keep_if_pending(&self, pending: &AtomicU8) -> UpcallDebt {
+        if is_set(pending) {
+            return UpcallDebt::Owed;
+        }
+        self.upcall.settle();
+        if !is_set(pending) {
+            return UpcallDebt::None;
+        }
+        // The debt of an edge that came in between may just have been cleared.
+        self.upcall.owe();
+        UpcallDebt::Owed
+    }
+}
+
+fn is_set(pending: &AtomicU8) -> bool {
+    pending.load(Ordering::SeqCst) & 1 != 0
 }
 
 /// What is left of an owed upcall.

@@ -3,8 +3,8 @@
 use crate::base::Mode;
 use crate::inbox::Inbox;
 use crate::message::{Address, Delivery, Destination, Message};
-use crate::register::Register;
-use crate::slot::{Receipt, Slot};
+use crate::profile::Vendor;
+use crate::slot::{Outcome, Receipt, Slot};
 use crate::vector::Vector;
 
 /// The APICs of a VM, over storage that the hypervisor owns.
@@ -87,6 +87,10 @@ impl<'s, I: Inbox> Vm<'s, I> {
         self.slots.get(index)
     }
 
+    fn highest_id(&self) -> u32 {
+        self.slots.last().map_or(0, Slot::x2apic_id)
+    }
+
     /// The vCPU with x2APIC ID `id`.
     #[inline]
     #[must_use]
@@ -103,19 +107,16 @@ impl<'s, I: Inbox> Vm<'s, I> {
     /// addressed and what became of the message there. `sender` is the vCPU whose ICR it is;
     /// `None` for devices, I/O APICs and MSIs.
     ///
-    /// Lowest priority goes to exactly one of the APICs that accept it: the one with the lowest
-    /// PPR, and among equals the first at or after the index that equals the vector, going round
-    /// (AMD: the highest ID).
+    /// Lowest priority goes to exactly one of the APICs that accept it: a focus processor if there
+    /// is one (AMD), else the one with the lowest PPR (AMD: APR), and among equals the first at or
+    /// after index `vector % vcpus`, going round (AMD: the highest ID). SDM Vol. 3A 10.6.2.4; APM
+    /// Vol. 2 16.6.2.
     #[inline]
     pub fn send(&self, message: &Message, sender: Option<usize>) -> Deliveries<'s, I> {
-        let mut targets = Targets::new(*self, message.destination, sender);
-        if let Delivery::LowestPriority { vector, .. } = message.delivery {
-            targets = match self.arbitrate(targets.clone(), vector) {
-                Some(index) => Targets::one(*self, index),
-                None => Targets::none(*self),
-            };
+        Deliveries {
+            targets: Targets::new(*self, message.destination, sender),
+            delivery: message.delivery,
         }
-        Deliveries { targets, delivery: message.delivery }
     }
 
     /// The vCPUs that `destination` means, without delivering anything.
@@ -124,26 +125,38 @@ impl<'s, I: Inbox> Vm<'s, I> {
         Targets::new(*self, destination, sender)
     }
 
+    /// Who of `targets` gets a lowest-priority interrupt.
     fn arbitrate(&self, targets: Targets<'s, I>, vector: u8) -> Option<usize> {
-        let rank = |&index: &usize| {
-            let slot = self.slots.get(index)?;
-            let amd = slot.profile().vendor() == crate::profile::Vendor::Amd;
-            let distance = if amd {
-                usize::MAX - index
-            } else {
-                (index | Vm::<()>::MAX_VCPUS).wrapping_sub(usize::from(vector))
-                    % Vm::<()>::MAX_VCPUS
-            };
-            slot.accepts().then(|| (processor_priority(slot) & 0xF0, distance))
-        };
-        targets.filter_map(|index| Some((rank(&index)?, index))).min().map(|(_, index)| index)
+        targets.filter_map(|index| self.rank(index, vector)).min().map(|(_, _, _, index)| index)
+    }
+
+    /// Focus, priority class, distance and index of an APIC that accepts: the lowest wins.
+    fn rank(&self, index: usize, vector: u8) -> Option<(bool, u8, usize, usize)> {
+        let slot = self.slots.get(index).filter(|slot| slot.accepts())?;
+        let vcpus = self.slots.len();
+        match slot.profile().vendor() {
+            Vendor::Intel => {
+                // Neither the remainder nor the difference can fail: `index` is below `vcpus`.
+                let first = usize::from(vector) % vcpus;
+                let distance = (index + vcpus - first) % vcpus;
+                Some((true, slot.processor_priority() & 0xF0, distance, index))
+            }
+            Vendor::Amd => {
+                let unfocused = !is_focus(slot, vector);
+                Some((unfocused, slot.arbitration_priority() & 0xF0, vcpus - index, index))
+            }
+        }
     }
 }
 
-fn processor_priority<I: Inbox>(slot: &Slot<'_, I>) -> u8 {
-    let tpr = slot.page().read(Register::Tpr) as u8;
-    let in_service = slot.page().isr().highest().map_or(0, Vector::class);
-    if tpr & 0xF0 >= in_service { tpr } else { in_service }
+/// Whether the APIC already has `vector` requested or in service and lets that count (SVR bit 9
+/// clear; APM Vol. 2 16.6.2).
+fn is_focus<I: Inbox>(slot: &Slot<'_, I>, vector: u8) -> bool {
+    let page = slot.page();
+    slot.profile().focus_check()
+        && !page.svr().focus_check_disabled()
+        && Vector::new(vector)
+            .is_some_and(|vector| page.irr().contains(vector) || page.isr().contains(vector))
 }
 
 /// The vCPUs that a destination means, in ascending order.
@@ -175,10 +188,6 @@ enum Test {
 }
 
 impl<'s, I: Inbox> Targets<'s, I> {
-    fn one(vm: Vm<'s, I>, index: usize) -> Self {
-        Self { vm, walk: Walk::One(Some(index)), sender: None }
-    }
-
     fn none(vm: Vm<'s, I>) -> Self {
         Self { vm, walk: Walk::One(None), sender: None }
     }
@@ -193,14 +202,17 @@ impl<'s, I: Inbox> Targets<'s, I> {
                 // A VM is of one model, so its first APIC speaks for all.
                 let rewritable =
                     vm.slots.first().is_some_and(|slot| slot.profile().xapic_id_writable());
-                if rewritable || address.broadcast() || address.id() & 0xFF == 0xFF {
+                // With sparse IDs the walk over aliases would be longer than that over all.
+                let sparse = vm.highest_id() >> 8 > vm.slots.len() as u32;
+                if rewritable || sparse || address.broadcast() || address.id() & 0xFF == 0xFF {
                     every(Test::Physical(address))
                 } else {
                     Walk::Aliases { next: address.id() & 0xFF, address }
                 }
             }
+            // Above 20 bits, IDs have the LDR of another ID.
             Destination::Logical(address @ Address::Wide(id))
-                if id > 0xFF && !address.broadcast() =>
+                if id > 0xFF && !address.broadcast() && vm.highest_id() <= 0xF_FFFF =>
             {
                 Walk::Cluster { base: id >> 16 << 4, members: id & 0xFFFF, address }
             }
@@ -248,17 +260,15 @@ impl<I: Inbox> Iterator for Targets<'_, I> {
                 None
             }
             Walk::Aliases { next, address } => {
-                let last = slots.last().map_or(0, Slot::x2apic_id);
+                let last = self.vm.highest_id();
                 while *next <= last {
                     let candidate = self.vm.index_of(*next);
+                    // The highest ID is below 256 * (vCPUs + 1), so this is far from overflow.
                     *next = next.saturating_add(0x100);
                     if let Some(index) = candidate
                         && slots.get(index)?.matches_physical(*address)
                     {
                         return Some(index);
-                    }
-                    if *next == u32::MAX {
-                        break;
                     }
                 }
                 None
@@ -291,9 +301,33 @@ impl<I: Inbox> Iterator for Deliveries<'_, I> {
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
+        if let Delivery::LowestPriority { vector, .. } = self.delivery {
+            return self.deliver_to_lowest(vector);
+        }
         let index = self.targets.next()?;
         let slot = self.targets.vm.slots.get(index)?;
         Some((index, slot.receive(self.delivery)))
+    }
+}
+
+impl<I: Inbox> Deliveries<'_, I> {
+    /// To one target, and then to none. If the winner refuses, because its guest has disabled its
+    /// APIC since, the others are asked again, as often as there are vCPUs.
+    fn deliver_to_lowest(&mut self, vector: u8) -> Option<(usize, Receipt)> {
+        let vm = self.targets.vm;
+        let targets = core::mem::replace(&mut self.targets, Targets::none(vm));
+        let mut refused = None;
+        for _ in 0..vm.slots.len() {
+            let Some(index) = vm.arbitrate(targets.clone(), vector) else {
+                break;
+            };
+            let receipt = vm.slots.get(index)?.receive(self.delivery);
+            if receipt.outcome != Outcome::Refused {
+                return Some((index, receipt));
+            }
+            refused = Some((index, receipt));
+        }
+        refused
     }
 }
 

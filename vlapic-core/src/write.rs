@@ -43,9 +43,8 @@ impl<I: Inbox> LocalApic<'_, I> {
             Register::Lvt(entry) => self.after_lvt(entry),
             Register::InitialCount => self.after_initial_count(now),
             Register::DivideConfiguration => self.after_divide(now),
-            Register::ExtendedControl | Register::Ier(_) | Register::ExtendedLvt(_) => {
-                self.keep_stored_bits(register)
-            }
+            Register::ExtendedControl | Register::Ier(_) => self.keep_stored_bits(register),
+            Register::ExtendedLvt(_) => self.after_extended_lvt(register),
             Register::Version => self.restore(register, self.slot.profile().version()),
             Register::Ppr => self.restore(register, u32::from(self.processor_priority())),
             Register::Apr
@@ -83,7 +82,8 @@ impl<I: Inbox> LocalApic<'_, I> {
     fn after_specific_eoi(&mut self) -> Effect {
         let page = self.slot.page();
         let _ = self.keep_stored_bits(Register::SpecificEoi);
-        let enabled = page.read(Register::ExtendedControl) & 2 != 0;
+        let enabled =
+            self.slot.profile().extended_space() && page.read(Register::ExtendedControl) & 2 != 0;
         match Vector::new(page.read(Register::SpecificEoi) as u8) {
             Some(vector) if enabled && page.isr().contains(vector) => self.end_of(vector),
             _ => Effect::None,
@@ -109,14 +109,8 @@ impl<I: Inbox> LocalApic<'_, I> {
     /// [`prepare`](LocalApic::prepare) to pay.
     fn after_svr(&mut self) -> Effect {
         let effect = self.keep_stored_bits(Register::Svr);
-        let page = self.slot.page();
-        if !page.svr().software_enabled() {
-            for entry in LvtEntry::ALL {
-                if entry != LvtEntry::Cmci || self.slot.profile().cmci() {
-                    let lvt = Register::Lvt(entry);
-                    page.write(lvt, page.read(lvt) | Lvt::MASK);
-                }
-            }
+        if !self.slot.page().svr().software_enabled() {
+            self.mask_entries();
         }
         // The store to SVR comes before the next look at what is owed; pairs with the fence in
         // `Slot::notify_upcall`.
@@ -174,7 +168,13 @@ impl<I: Inbox> LocalApic<'_, I> {
         }
         for (pin, its_entry) in PINS {
             if its_entry == entry && self.slot.latches.remote_irr(pin) {
-                value |= Lvt::REMOTE_IRR;
+                // Remote IRR means nothing for an edge (SDM Vol. 3A 10.5.1). Dropping it there
+                // lets a guest free a pin whose EOI it never sent.
+                if Lvt::from_bits(value).trigger() == Trigger::Level {
+                    value |= Lvt::REMOTE_IRR;
+                } else {
+                    self.slot.latches.set_remote_irr(pin, false);
+                }
             }
         }
         page.write(register, value);
@@ -187,6 +187,38 @@ impl<I: Inbox> LocalApic<'_, I> {
         }
         self.timer.mode_written(mode);
         Effect::TimerChanged
+    }
+
+    fn after_extended_lvt(&mut self, register: Register) -> Effect {
+        let _ = self.keep_stored_bits(register);
+        if !self.slot.page().svr().software_enabled() {
+            self.mask(register);
+        }
+        Effect::None
+    }
+
+    /// Sets the mask of every LVT entry there is, AMD's extended ones included.
+    #[cold]
+    pub(crate) fn mask_entries(&self) {
+        let profile = self.slot.profile();
+        for entry in LvtEntry::ALL {
+            if entry != LvtEntry::Cmci || profile.cmci() {
+                self.mask(Register::Lvt(entry));
+            }
+        }
+        if profile.extended_space() {
+            for index in 0..4 {
+                self.mask(Register::ExtendedLvt(index));
+            }
+        }
+    }
+
+    fn mask(&self, lvt: Register) {
+        let page = self.slot.page();
+        let bits = page.read(lvt);
+        if bits & Lvt::MASK == 0 {
+            page.write(lvt, bits | Lvt::MASK);
+        }
     }
 
     fn after_initial_count(&mut self, now: u64) -> Effect {

@@ -1,0 +1,28 @@
+//! Processor and arbitration priority: one definition each, over the page.
+
+use crate::inbox::Inbox;
+use crate::register::Register;
+use crate::slot::Slot;
+use crate::vector::Vector;
+
+impl<I: Inbox> Slot<'_, I> {
+    /// PPR from TPR and ISR: TPR if its class is at least that of the highest vector in service,
+    /// else that vector's class (SDM Vol. 3A 10.8.3.1).
+    #[inline]
+    #[must_use]
+    pub fn processor_priority(&self) -> u8 {
+        let tpr = self.page().read(Register::Tpr) as u8;
+        let in_service = self.page().isr().highest().map_or(0, Vector::class);
+        if tpr & 0xF0 >= in_service { tpr } else { in_service }
+    }
+
+    /// APR: the class of TPR, ISR or IRR, whichever is highest, and TPR's sub-class if it is TPR's
+    /// (APM Vol. 2 16.6.2).
+    #[must_use]
+    pub fn arbitration_priority(&self) -> u8 {
+        let tpr = self.page().read(Register::Tpr) as u8;
+        let requested = self.page().irr().highest().map_or(0, Vector::class);
+        let class = (self.processor_priority() & 0xF0).max(requested);
+        if tpr & 0xF0 == class { tpr } else { class }
+    }
+}
