@@ -1,10 +1,34 @@
-//! Intel APIC virtualization.
+//! Intel APIC virtualization: the local APIC of `vlapic-core` with the processor's help.
+//!
+//! * Once per machine: [`Capabilities::detect`].
+//! * Once per vCPU: a [`PostedDescriptor`] and a [`Posting`] over it, a
+//!   [`Slot`](vlapic_core::Slot), a [`Vcpu`], and [`Vcpu::configure`], which says what it got and
+//!   why not more.
+//! * In the loop: [`Vcpu::before_entry`], enter, [`Vcpu::after_exit`].
+//!
+//! Each level of help works: none, TPR shadow alone, APIC accesses, register virtualization,
+//! virtual-interrupt delivery, posted interrupts. The page is the same on all of them.
+//!
+//! Nothing here allocates, locks or calls back. What has to be done is returned.
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+extern crate std;
+
 mod capability;
 mod control;
+mod control_set;
+mod descriptor;
+mod entry;
+mod eoi_exit;
+mod exit;
+mod msr_bitmap;
 mod negotiate;
+mod posting;
+mod program;
+mod run_state;
+mod vcpu;
 
 pub mod field;
 
@@ -12,4 +36,12 @@ pub use capability::{AllowedSettings, Capabilities};
 pub use control::{
     ExitControls, PinControls, PrimaryControls, SecondaryControls, TertiaryControls,
 };
+pub use control_set::ControlWord;
+pub use descriptor::{Control, Post, PostedDescriptor};
+pub use entry::{Entry, EntryInput};
+pub use exit::{AccessKind, ApicAccess, Exit, Outcome, reason};
+pub use msr_bitmap::MsrBitmap;
 pub use negotiate::{Feature, Features, Grant, Reason, Wanted, negotiate};
+pub use posting::{HostMode, NotificationVectors, Posting};
+pub use program::{Addresses, ProgramError, Structure, Translations, program, reprogram_for_mode};
+pub use vcpu::{SvrWrites, Vcpu};

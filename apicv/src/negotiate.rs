@@ -260,7 +260,7 @@ impl From<Features> for Wanted {
 /// What came of a negotiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
-    features: Features,
+    pub(crate) features: Features,
     /// By feature; without meaning for one that is granted.
     reasons: [Reason; Feature::COUNT],
 }

@@ -1,0 +1,69 @@
+//! Who is told of a post while the vCPU runs, waits for a CPU, sleeps, or is offline.
+//!
+//! | state | SN | NV | NDST |
+//! |---|---|---|---|
+//! | running | 0 | running | this CPU |
+//! | preempted, offline | 1 | running | stale |
+//! | blocked | 0 | wakeup | the CPU on whose list the vCPU stands |
+//!
+//! Two rules others broke: whoever clears SN looks at PIR afterwards, since VT-d posts under SN
+//! without setting ON; and SN, NV and NDST are final before the last look at PIR before an entry.
+//! [`Vcpu::before_entry`](crate::Vcpu::before_entry) does both by itself, so a hypervisor that
+//! never blocks and has no posting devices needs no call of this module.
+
+use vlapic_core::ApicPage;
+
+use crate::posting::Posting;
+
+impl Posting<'_> {
+    /// The vCPU is about to run on the CPU with physical APIC ID `cpu`: NV, NDST and SN as for
+    /// running, and if that was a change everything posted goes into `page`. `hardware` says
+    /// whether posted-interrupt processing is on; without it NV is zero and posts kick.
+    #[inline]
+    pub(crate) fn run(&self, cpu: u32, hardware: bool, page: &ApicPage) {
+        let nv = if hardware { self.vectors().running } else { 0 };
+        let ndst = self.ndst(cpu);
+        let control = self.descriptor().control();
+        if control.sn() || control.nv() != nv || control.ndst() != ndst {
+            self.descriptor().set_target(false, nv, ndst);
+            self.collect_all(page);
+        }
+    }
+
+    /// The vCPU was descheduled but wants to run on: posts need no notification. The scheduler
+    /// calls this; it returns to running by `before_entry`.
+    pub fn preempt(&self) {
+        self.descriptor().suppress();
+    }
+
+    /// The vCPU is not going to run until something outside brings it back (its power state, a
+    /// debugger, migration): nothing notifies. What is posted meanwhile is kept, unless RESET or
+    /// INIT discards it.
+    pub fn offline(&self) {
+        self.descriptor().suppress();
+    }
+
+    /// The vCPU goes to sleep on the list of the CPU with physical APIC ID `cpu`. Put it on that
+    /// list first. From here on posts wake it; what was posted before the caller finds by its
+    /// own look at the page, which must come after this.
+    pub(crate) fn block(&self, cpu: u32) {
+        self.descriptor().set_target(false, self.vectors().wakeup, self.ndst(cpu));
+        self.descriptor().recompute_on();
+    }
+
+    /// The CPU on whose list the sleeping vCPU stands goes away: moves the wakeup to `cpu`.
+    /// `true` if something is pending, in which case wake the vCPU.
+    ///
+    /// Put the vCPU on the new CPU's list first.
+    pub fn move_blocked(&self, cpu: u32) -> bool {
+        let before = self.descriptor().set_target(false, self.vectors().wakeup, self.ndst(cpu));
+        self.descriptor().recompute_on() || before.on()
+    }
+
+    /// For the handler of the wakeup vector: whether this sleeping vCPU is one to wake.
+    #[must_use]
+    pub fn wants_waking(&self) -> bool {
+        let control = self.descriptor().control();
+        control.on() || control.sn() && self.descriptor().has_posts()
+    }
+}

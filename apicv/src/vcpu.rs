@@ -1,0 +1,171 @@
+//! A vCPU's local APIC under APICv, in the hands of the CPU that runs it.
+
+use core::sync::atomic::AtomicU8;
+
+use vlapic_core::{LocalApic, Slot};
+use vlapic_hal::{Vmcs, VmcsError};
+
+use crate::capability::Capabilities;
+use crate::eoi_exit;
+use crate::msr_bitmap::MsrBitmap;
+use crate::negotiate::{Feature, Features, Grant, Wanted, negotiate};
+use crate::posting::Posting;
+use crate::program::{Addresses, ProgramError, Translations, program, reprogram_for_mode};
+
+/// How a guest's write to SVR comes to the hypervisor's notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum SvrWrites {
+    /// It exits: emulated access, APIC-write exit, or intercepted MSR.
+    #[default]
+    Exit,
+    /// It does not, but can be made to while an upcall is owed.
+    Interceptable,
+    /// It does not: while an upcall is owed the vCPU exits every `recheck` guest TSC ticks.
+    Silent {
+        /// The longest time, in guest TSC ticks, that an owed upcall waits after the guest has
+        /// enabled its APIC.
+        recheck: u64,
+    },
+}
+
+/// A vCPU's local APIC and how its VMCS is programmed.
+///
+/// In the hypervisor's loop: [`before_entry`](Self::before_entry), enter,
+/// [`after_exit`](Self::after_exit), carry the effect out, again. Guest accesses that the
+/// hypervisor emulates (MSR exits, decoded memory accesses, CR8) go to
+/// [`apic_mut`](Self::apic_mut).
+#[derive(Debug)]
+pub struct Vcpu<'s> {
+    apic: LocalApic<'s, Posting<'s>>,
+    features: Features,
+    svr_writes: SvrWrites,
+    external_interrupt_window: bool,
+}
+
+impl<'s> Vcpu<'s> {
+    /// Takes ownership of `slot`, resets its APIC, and starts with no hardware help: every access
+    /// exits and interrupts are injected. `bootstrap` makes the vCPU the BSP.
+    #[must_use]
+    pub fn new(slot: &'s Slot<'s, Posting<'s>>, bootstrap: bool) -> Self {
+        Self {
+            apic: LocalApic::new(slot, bootstrap),
+            features: Features::NONE,
+            svr_writes: SvrWrites::Exit,
+            external_interrupt_window: false,
+        }
+    }
+
+    /// The architectural APIC.
+    #[inline]
+    #[must_use]
+    pub const fn apic(&self) -> &LocalApic<'s, Posting<'s>> {
+        &self.apic
+    }
+
+    /// The architectural APIC, for emulated accesses and events.
+    #[inline]
+    #[must_use]
+    pub const fn apic_mut(&mut self) -> &mut LocalApic<'s, Posting<'s>> {
+        &mut self.apic
+    }
+
+    /// What the VMCS was last programmed for.
+    #[inline]
+    #[must_use]
+    pub const fn features(&self) -> Features {
+        self.features
+    }
+
+    /// How SVR writes come to notice; [`SvrWrites::Exit`] unless changed.
+    #[inline]
+    #[must_use]
+    pub const fn svr_writes(&self) -> SvrWrites {
+        self.svr_writes
+    }
+
+    /// Says how SVR writes come to notice. With anything that lets the guest store to its page
+    /// unseen this must not stay at [`SvrWrites::Exit`].
+    pub const fn set_svr_writes(&mut self, svr_writes: SvrWrites) {
+        self.svr_writes = svr_writes;
+    }
+
+    /// Whether the hypervisor wants an interrupt-window exit for an interrupt of its own (ExtINT).
+    ///
+    /// Without virtual-interrupt delivery the driver owns the interrupt-window control and ORs
+    /// this in. With it the control is the hypervisor's alone, and delivers nothing while set.
+    pub const fn set_external_interrupt_window(&mut self, wanted: bool) {
+        self.external_interrupt_window = wanted;
+    }
+
+    pub(crate) const fn external_interrupt_window(&self) -> bool {
+        self.external_interrupt_window
+    }
+
+    /// Programs the VMCS for as much of `wanted` as `capabilities` allow, and says what was
+    /// refused and why. The VMCS must be current, its other controls already set.
+    ///
+    /// May be called again, for another level of help, whenever the vCPU is outside guest mode:
+    /// the page carries over unchanged. Translations of the register window that the processor
+    /// may hold must be flushed afterwards (INVEPT, INVVPID).
+    ///
+    /// # Errors
+    /// [`ProgramError`]: an address is missing or misplaced, and nothing was written; or a VMWRITE
+    /// failed.
+    pub fn configure(
+        &mut self,
+        vmcs: &mut impl Vmcs,
+        capabilities: &Capabilities,
+        wanted: Wanted,
+        addresses: &Addresses<'_>,
+    ) -> Result<Grant, ProgramError> {
+        let grant = negotiate(wanted, capabilities);
+        let features = grant.features();
+        let mode = self.apic.slot().mode();
+        let vector = self.apic.slot().inbox().vectors().running;
+        let _ = program(vmcs, capabilities, features, mode, addresses, vector)?;
+        self.features = features;
+        self.start_eoi_exits(vmcs)?;
+        Ok(grant)
+    }
+
+    /// Programs the VMCS and the MSR bitmap anew after
+    /// [`Effect::BaseChanged`](vlapic_core::Effect::BaseChanged): xAPIC mode, x2APIC mode and a
+    /// disabled APIC want different controls. `bitmap` is the one given to
+    /// [`configure`](Self::configure).
+    ///
+    /// # Errors
+    /// As [`configure`](Self::configure).
+    pub fn mode_changed(
+        &mut self,
+        vmcs: &mut impl Vmcs,
+        capabilities: &Capabilities,
+        bitmap: Option<&MsrBitmap>,
+    ) -> Result<Translations, ProgramError> {
+        let mode = self.apic.slot().mode();
+        reprogram_for_mode(vmcs, capabilities, self.features, mode, bitmap)
+    }
+
+    /// Puts the vCPU to sleep on the wakeup list of the CPU with physical APIC ID `cpu`; the
+    /// caller has put it on that list. `false` means that something is to be done first: take it
+    /// off the list and go on running.
+    ///
+    /// Whatever is posted after this call wakes the vCPU; whatever was posted before it is seen by
+    /// it. Ordering: NV is changed with a locked operation before PIR, IRR and latches are looked
+    /// at.
+    #[must_use]
+    pub fn block(&mut self, cpu: u32, now: u64, pending: Option<&AtomicU8>) -> bool {
+        self.apic.slot().inbox().block(cpu);
+        let prepared = self.apic.prepare(now, pending);
+        !prepared.event && self.apic.nominate().is_none()
+    }
+
+    fn start_eoi_exits(&self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
+        let posting = self.apic.slot().inbox();
+        if self.features.contains(Feature::VirtualInterruptDelivery) {
+            eoi_exit::start(vmcs, posting)
+        } else {
+            eoi_exit::stop(posting);
+            Ok(())
+        }
+    }
+}
