@@ -20,6 +20,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "vmx-vmcall", run: |_| outcome(basics::vmcall()) },
     Case { name: "vmx-fault", run: |_| outcome(basics::fault()) },
     Case { name: "vmx-entry-failure", run: |_| outcome(basics::entry_failure()) },
+    Case { name: "vmx-registers", run: |_| outcome(registers::all_registers()) },
     Case { name: "vmx-fields", run: |_| outcome(registers::fields()) },
     Case { name: "vmx-msr-bitmap", run: |_| outcome(registers::msr_bitmap()) },
     Case { name: "vmx-x2apic-msrs", run: |_| outcome(registers::x2apic_msrs()) },
