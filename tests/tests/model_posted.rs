@@ -104,6 +104,20 @@ fn without_acknowledgement_the_vector_stays_pending() {
 }
 
 #[test]
+fn shutdown_and_wait_for_sipi_hold_physical_interrupts_back() {
+    for state in [2, 3] {
+        let storage = Storage::new();
+        let mut rig = Rig::new(&storage, Setup::POSTED, Knobs::default());
+        rig.vmcs().set(field::GUEST_ACTIVITY_STATE, state);
+        rig.enter();
+        assert!(storage.post(0x51));
+        assert_eq!(rig.core.external_interrupt(NV), Outcome::Nothing);
+        assert_eq!(rig.core.external_interrupt(0x40), Outcome::Nothing);
+        assert_eq!((storage.irr(), rig.core.physical.pending()), (vec![], Some(NV)));
+    }
+}
+
+#[test]
 fn in_root_operation_the_notification_is_an_ordinary_interrupt() {
     let storage = Storage::new();
     let mut rig = Rig::new(&storage, Setup::POSTED, Knobs::default());
@@ -196,6 +210,31 @@ fn ipi_virtualization_posts_and_notifies() {
         assert_eq!(target[4].load(SeqCst), 0x0000_0200_00e1_0002);
         assert_eq!(rig.core.exits(), 0);
     }
+}
+
+#[test]
+fn whether_reserved_icr_bits_stop_a_memory_mapped_ipi_is_a_knob() {
+    for checks in [true, false] {
+        for bit in [13, 16, 17, 20, 31] {
+            let storage = Storage::new();
+            let knobs = Knobs { xapic_ipiv_checks_reserved: checks, ..Knobs::default() };
+            let mut rig = Rig::new(&storage, Setup::IPI, knobs);
+            rig.enter();
+            let exits = rig.core.mmio_write(0x300, 4, 1 << bit | 0x51).exit().is_some();
+            assert_eq!(exits, checks, "bit {bit}");
+            assert_eq!(storage.descriptor[1].load(SeqCst) != 0, !checks, "bit {bit}");
+        }
+    }
+}
+
+#[test]
+fn the_last_index_is_still_in_the_table() {
+    let storage = Storage::new();
+    let target = [const { AtomicU64::new(0) }; 8];
+    let mut rig = with_target(&storage, Setup::IPI.in_x2apic(), &target);
+    storage.pid_pointers[15].store(OTHER | 1, SeqCst);
+    assert_eq!(rig.core.wrmsr(0x830, 15 << 32 | 0x51), Outcome::Done);
+    assert_eq!(target[1].load(SeqCst), 1 << 0x11);
 }
 
 #[test]
