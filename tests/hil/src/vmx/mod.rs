@@ -2,14 +2,18 @@
 //!
 //! ```text
 //! capability  VMX on, and which controls this processor has
+//! vcpu        one virtual CPU, and the CPU that has it loaded
 //! vmcs        the region, and VMREAD/VMWRITE of its fields
 //! state       first contents: controls, host state, guest state
 //! ept         guest-physical memory
+//! msr_bitmap  which MSR accesses exit, where no driver keeps a list
 //! run         VM entry and exit, the registers between them
 //! exit        what an exit says
-//! interrupt   injecting, windows, host interrupts that ended the guest's turn
-//! decode      which MOV touched the device, and what it wanted
-//! device      the same for the guest at hand: fetch, decode, complete
+//! interrupt   injecting, windows, timers, host interrupts that ended the guest's turn
+//! device      the access to a device that the guest is at: fetch, decode, complete
+//! decode      which MOV it is, and what it wants
+//! frames      memory for all of these
+//! smoke       the cases that try each of them alone
 //! ```
 //!
 //! Nothing here knows what a local APIC is. That is what `apicv` and `vlapic-core` are for.
