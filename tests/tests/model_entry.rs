@@ -29,7 +29,7 @@ fn violations_with(
             assert!(!rig.core.in_guest());
             found
         }
-        Err(EntryFailure::NoCurrentVmcs) => unreachable!("the rig has a VMCS"),
+        Err(failure) => unreachable!("{failure:?} with no event and no blocking"),
     }
 }
 
@@ -395,16 +395,76 @@ fn injection_is_delivered_once_and_ends_hlt() {
     let storage = Storage::new();
     let mut rig = Rig::new(&storage, Setup::DELIVERY, Knobs::default());
     rig.vmcs().set(field::ENTRY_INTERRUPTION_INFO, 1 << 31 | 0x61);
+    rig.vmcs().set(field::GUEST_RFLAGS, 0x202);
     rig.vmcs().set(field::GUEST_ACTIVITY_STATE, 1);
     rig.set_interrupt_status(0x51, 0);
     storage.request(0x51);
     let entered = rig.try_enter().expect("consistent controls");
     assert_eq!((entered.injected, entered.exit), (Some(0x61), None));
     assert_eq!(rig.core.activity(), Some(Activity::Active));
+    assert_eq!(rig.core.interrupt_flag(), Some(false), "the handler starts with interrupts off");
     // Injection does not touch the virtual APIC.
     assert_eq!((storage.isr(), rig.core.interrupt_status()), (vec![], Some((0x51, 0))));
     rig.leave();
     assert_eq!(rig.try_enter().expect("consistent controls").injected, None);
+}
+
+#[test]
+fn an_interrupt_is_injected_only_where_the_guest_takes_one() {
+    const INTERRUPT: u64 = 1 << 31 | 0x61;
+    const EXCEPTION: u64 = 1 << 31 | 3 << 8 | 0x0d;
+    // (event, RFLAGS, interruptibility, activity state, enters)
+    for (event, flags, blocking, activity, enters) in [
+        (INTERRUPT, 0x202, 0, 0, true),
+        (INTERRUPT, 0x002, 0, 0, false),
+        (INTERRUPT, 0x202, 1, 0, false),
+        (INTERRUPT, 0x202, 2, 0, false),
+        (INTERRUPT, 0x202, 0, 1, true),
+        (INTERRUPT, 0x202, 0, 2, false),
+        (INTERRUPT, 0x202, 0, 3, false),
+        (EXCEPTION, 0x002, 0, 0, true),
+        (EXCEPTION, 0x002, 2, 0, true),
+        (0, 0x002, 0, 0, true),
+        (0, 0x202, 1, 0, true),
+        (0, 0x002, 1, 0, false),
+        (0, 0x202, 3, 0, false),
+        (0, 0x202, 1, 1, false),
+    ] {
+        let storage = Storage::new();
+        let mut rig = Rig::new(&storage, Setup::DELIVERY, Knobs::default());
+        rig.vmcs().set(field::ENTRY_INTERRUPTION_INFO, event);
+        rig.vmcs().set(field::GUEST_RFLAGS, flags);
+        rig.vmcs().set(field::GUEST_INTERRUPTIBILITY, blocking);
+        rig.vmcs().set(field::GUEST_ACTIVITY_STATE, activity);
+        let result = rig.try_enter();
+        assert_eq!(result.is_ok(), enters, "{event:#x} {flags:#x} {blocking} {activity}");
+        if !enters {
+            assert_eq!(result, Err(EntryFailure::InvalidGuestState));
+            assert_eq!(rig.vmcs().get(field::EXIT_REASON), 0x8000_0021);
+        }
+    }
+}
+
+#[test]
+fn the_interrupt_flag_crosses_exits_and_entries() {
+    let storage = Storage::new();
+    storage.request(0x51);
+    let mut rig = Rig::new(&storage, Setup::DELIVERY, Knobs::default());
+    rig.set_interrupt_status(0x51, 0);
+    rig.enter();
+    assert_eq!(rig.core.poll(), Outcome::Nothing);
+    assert_eq!(rig.core.sti(), Outcome::Done);
+    assert_eq!(rig.core.poll(), Outcome::Nothing, "blocked for one instruction");
+    // An instruction that exits before it completes does not end the blocking.
+    rig.leave();
+    assert_eq!(rig.vmcs().get(field::GUEST_RFLAGS), 0x202);
+    assert_eq!(rig.vmcs().get(field::GUEST_INTERRUPTIBILITY), 1);
+    rig.enter();
+    assert_eq!(rig.core.write_cr8(0), Outcome::Done);
+    assert_eq!(rig.core.poll(), Outcome::Delivered(0x51));
+    rig.leave();
+    assert_eq!(rig.vmcs().get(field::GUEST_RFLAGS), 0x002);
+    assert_eq!(rig.vmcs().get(field::GUEST_INTERRUPTIBILITY), 0);
 }
 
 #[test]

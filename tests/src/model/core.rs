@@ -114,9 +114,12 @@ impl<'m> Core<'m> {
                 }
                 Ok(entered)
             }
-            Err(violations) => {
-                vmcs.set(field::INSTRUCTION_ERROR, 7);
-                Err(EntryFailure::InvalidControls(violations))
+            Err(failure) => {
+                match failure {
+                    EntryFailure::InvalidControls(_) => vmcs.set(field::INSTRUCTION_ERROR, 7),
+                    _ => vmcs.set(field::EXIT_REASON, 1 << 31 | 33),
+                }
+                Err(failure)
             }
         }
     }

@@ -30,6 +30,9 @@ pub enum EntryFailure {
     NoCurrentVmcs,
     /// VM-instruction error 7: invalid control fields, with all that is wrong.
     InvalidControls(Vec<Violation>),
+    /// The entry failed while loading guest state: exit reason 33 with bit 31 set. Here: an event to inject, an
+    /// activity state and a blocking that exclude each other.
+    InvalidGuestState,
 }
 
 /// Checks the controls and loads guest state.
@@ -38,7 +41,7 @@ pub(super) fn enter<'m>(
     memory: &Arc<Memory<'m>>,
     bus: &Arc<PhysicalBus>,
     knobs: Knobs,
-) -> Result<(Guest<'m>, Entered), Vec<Violation>> {
+) -> Result<(Guest<'m>, Entered), EntryFailure> {
     let controls = Controls::of(vmcs);
     let found = violations(vmcs, memory, &knobs);
     let page = Page::new(memory.clone(), controls.virtual_apic_address);
@@ -47,10 +50,13 @@ pub(super) fn enter<'m>(
         page.store(offset::VTPR, page.vtpr().into());
     }
     if !found.is_empty() {
-        return Err(found);
+        return Err(EntryFailure::InvalidControls(found));
     }
 
     let mut guest = Guest::new(vmcs, controls, page, memory.clone(), bus.clone(), knobs);
+    if !guest_state_is_consistent(vmcs, &guest) {
+        return Err(EntryFailure::InvalidGuestState);
+    }
     if controls.virtual_interrupt_delivery {
         guest.ppr_virtualization();
         guest.evaluate();
@@ -60,12 +66,28 @@ pub(super) fn enter<'m>(
     Ok((guest, Entered { injected, exit }))
 }
 
+/// The checks that tie the event to inject, RFLAGS.IF, interruptibility and activity state together.
+fn guest_state_is_consistent(vmcs: &VmcsRegion, guest: &Guest<'_>) -> bool {
+    let interruptibility = vmcs.get(field::GUEST_INTERRUPTIBILITY);
+    let sti_blocking = interruptibility & 1 != 0;
+    let blocking = interruptibility & 3;
+    let info = vmcs.get(field::ENTRY_INTERRUPTION_INFO);
+    let injects = info >> 31 & 1 != 0;
+    let injects_interrupt = injects && info >> 8 & 7 == 0;
+    blocking != 3
+        && (!sti_blocking || guest.interrupt_flag)
+        && (blocking == 0 || guest.activity == Activity::Active)
+        && (!injects_interrupt || guest.interrupt_flag && blocking == 0)
+        && (!injects || guest.activity != Activity::WaitForSipi)
+        && (!injects_interrupt || guest.activity != Activity::Shutdown)
+}
+
 /// The event that VM entry delivers; it ends the HLT state.
 fn inject(vmcs: &VmcsRegion, guest: &mut Guest<'_>) -> Option<u8> {
     let info = vmcs.get(field::ENTRY_INTERRUPTION_INFO);
     let valid = info >> 31 & 1 != 0;
-    if valid && guest.activity == Activity::Hlt {
-        guest.activity = Activity::Active;
+    if valid {
+        guest.enter_handler();
     }
     valid.then_some(info as u8)
 }

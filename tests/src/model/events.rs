@@ -7,18 +7,29 @@ use super::physical::PhysicalApic;
 
 /// Events.
 impl<'m> Core<'m> {
+    /// An instruction boundary with the given RFLAGS.IF and blocking, which the guest keeps.
+    ///
+    /// See [`poll`](Core::poll) for what can happen.
+    pub fn boundary(&mut self, interrupt_flag: bool, shadow: Shadow) -> Outcome {
+        let guest = self.guest.as_mut().expect("guest operations need a VM entry first");
+        guest.interrupt_flag = interrupt_flag;
+        guest.shadow = shadow;
+        self.poll()
+    }
+
     /// An instruction boundary: the pending event with the highest priority happens, if any.
     ///
     /// Order: preemption timer, interrupt window or virtual interrupt, physical interrupt. A posted interrupt is
-    /// processed and the order starts again, so a notification can end in a delivery within one boundary.
-    pub fn boundary(&mut self, interrupt_flag: bool, shadow: Shadow) -> Outcome {
+    /// processed and the order starts again, so a notification can end in a delivery within one boundary. A delivery
+    /// clears RFLAGS.IF, as interrupt gates do.
+    pub fn poll(&mut self) -> Outcome {
         self.step(|guest, physical| {
             if guest.preemption_timer_expired() {
                 return Outcome::Exit(VmExit::fault(ExitReason::PreemptionTimer, 0));
             }
             let mut outcome = Outcome::Nothing;
             loop {
-                if guest.interruptible(interrupt_flag, shadow) {
+                if guest.interruptible() {
                     if guest.controls.interrupt_window_exiting {
                         return Outcome::Exit(VmExit::fault(ExitReason::InterruptWindow, 0));
                     }
@@ -26,7 +37,7 @@ impl<'m> Core<'m> {
                         return Outcome::Delivered(guest.deliver());
                     }
                 }
-                match guest.physical_interrupt(physical, interrupt_flag, shadow) {
+                match guest.physical_interrupt(physical) {
                     Outcome::Posted => outcome = Outcome::Posted,
                     Outcome::Nothing => return outcome,
                     other => return other,
@@ -44,7 +55,7 @@ impl<'m> Core<'m> {
         if !self.in_guest() {
             return Outcome::Nothing;
         }
-        self.step(|guest, physical| guest.physical_interrupt(physical, false, Shadow::None))
+        self.step(|guest, physical| guest.physical_interrupt(physical))
     }
 
     /// A physical interrupt arrives and waits for the next instruction boundary.
@@ -83,6 +94,11 @@ impl<'m> Core<'m> {
         self.guest.as_ref().map(|guest| guest.activity)
     }
 
+    /// RFLAGS.IF of the running guest.
+    pub fn interrupt_flag(&self) -> Option<bool> {
+        self.guest.as_ref().map(|guest| guest.interrupt_flag)
+    }
+
     /// RVI and SVI of the running guest.
     pub fn interrupt_status(&self) -> Option<(u8, u8)> {
         self.guest.as_ref().map(|guest| (guest.rvi, guest.svi))
@@ -96,22 +112,17 @@ impl<'m> Core<'m> {
 
 impl Guest<'_> {
     /// Takes the pending physical interrupt: posted-interrupt processing, a VM exit, or delivery to the guest.
-    fn physical_interrupt(
-        &mut self,
-        physical: &mut PhysicalApic,
-        interrupt_flag: bool,
-        shadow: Shadow,
-    ) -> Outcome {
+    fn physical_interrupt(&mut self, physical: &mut PhysicalApic) -> Outcome {
         let awake = matches!(self.activity, Activity::Active | Activity::Hlt);
         let Some(pending) = physical.pending().filter(|_| awake) else {
             return Outcome::Nothing;
         };
         if !self.controls.external_interrupt_exiting {
-            if !self.interruptible(interrupt_flag, shadow) {
+            if !self.interruptible() {
                 return Outcome::Nothing;
             }
             physical.acknowledge();
-            self.activity = Activity::Active;
+            self.enter_handler();
             return Outcome::Delivered(pending);
         }
         if !self.controls.acknowledge_interrupt_on_exit {

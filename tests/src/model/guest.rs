@@ -11,6 +11,9 @@ use super::memory::Memory;
 use super::page::{Page, offset};
 use super::vmcs::VmcsRegion;
 
+/// RFLAGS.IF.
+const INTERRUPT_FLAG: u64 = 1 << 9;
+
 /// What the processor holds while a guest runs: the cached controls, RVI and SVI, and whether a virtual interrupt is
 /// recognized.
 #[derive(Debug)]
@@ -25,6 +28,8 @@ pub(super) struct Guest<'m> {
     pub(super) svi: u8,
     pub(super) recognized: bool,
     pub(super) activity: Activity,
+    pub(super) interrupt_flag: bool,
+    pub(super) shadow: Shadow,
     pub(super) suppressed_threshold_exit: bool,
     pub(super) preemption_timer: Option<u32>,
     pub(super) others: Interleaving<'m>,
@@ -45,11 +50,11 @@ pub enum Activity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shadow {
     /// Nothing.
-    None,
+    None = 0,
     /// The instruction before the boundary was STI.
-    Sti,
+    Sti = 1,
     /// The instruction before the boundary was MOV SS or POP SS.
-    MovSs,
+    MovSs = 2,
 }
 
 /// Where the guest's APIC window leads after paging.
@@ -92,6 +97,12 @@ impl<'m> Guest<'m> {
                 2 => Activity::Shutdown,
                 _ => Activity::WaitForSipi,
             },
+            interrupt_flag: vmcs.get(field::GUEST_RFLAGS) & INTERRUPT_FLAG != 0,
+            shadow: match vmcs.get(field::GUEST_INTERRUPTIBILITY) & 3 {
+                0 => Shadow::None,
+                1 => Shadow::Sti,
+                _ => Shadow::MovSs,
+            },
             suppressed_threshold_exit: false,
             preemption_timer: controls
                 .preemption_timer
@@ -107,6 +118,11 @@ impl<'m> Guest<'m> {
             vmcs.set(field::GUEST_INTERRUPT_STATUS, u64::from(self.svi) << 8 | u64::from(self.rvi));
         }
         vmcs.set(field::GUEST_ACTIVITY_STATE, self.activity as u64);
+        let flags = vmcs.get(field::GUEST_RFLAGS) & !INTERRUPT_FLAG;
+        let flag = if self.interrupt_flag { INTERRUPT_FLAG } else { 0 };
+        vmcs.set(field::GUEST_RFLAGS, flags | flag);
+        let interruptibility = vmcs.get(field::GUEST_INTERRUPTIBILITY) & !3;
+        vmcs.set(field::GUEST_INTERRUPTIBILITY, interruptibility | self.shadow as u64);
         if let (Some(left), true) = (self.preemption_timer, self.controls.save_preemption_timer) {
             vmcs.set(field::PREEMPTION_TIMER, left.into());
         }

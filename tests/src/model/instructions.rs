@@ -2,7 +2,7 @@
 
 use super::core::Core;
 use super::exit::{ExitReason, Outcome, VmExit};
-use super::guest::{Activity, Guest};
+use super::guest::{Activity, Guest, Shadow};
 use super::mmio::Access;
 use super::page::offset;
 use super::physical::PhysicalApic;
@@ -75,6 +75,24 @@ impl<'m> Core<'m> {
         })
     }
 
+    /// STI: interrupts are let in after the next instruction, or at once if they already were.
+    pub fn sti(&mut self) -> Outcome {
+        let blocked = self.interrupt_flag() == Some(false);
+        let outcome = self.set_interrupt_flag(true);
+        if let Some(guest) = self.guest.as_mut().filter(|_| blocked) {
+            guest.shadow = Shadow::Sti;
+        }
+        outcome
+    }
+
+    /// CLI, POPF or IRET: RFLAGS.IF changes with no blocking after it.
+    pub fn set_interrupt_flag(&mut self, interrupt_flag: bool) -> Outcome {
+        self.instruction(|guest, _| {
+            guest.interrupt_flag = interrupt_flag;
+            Outcome::Done
+        })
+    }
+
     /// VMCALL.
     pub fn vmcall(&mut self) -> Outcome {
         self.instruction(|_, _| Outcome::Exit(VmExit::fault(ExitReason::Vmcall, 0)))
@@ -103,7 +121,12 @@ impl<'m> Core<'m> {
                 Activity::Active,
                 "the guest executes nothing in this state"
             );
-            op(guest, physical)
+            let outcome = op(guest, physical);
+            // Blocking by STI or MOV SS ends with the instruction, unless that did not complete.
+            if outcome.exit().is_none_or(|exit| exit.trap_like) {
+                guest.shadow = Shadow::None;
+            }
+            outcome
         })
     }
 }

@@ -10,10 +10,10 @@ impl Guest<'_> {
         self.recognized = window_free && self.rvi >> 4 > self.page.vppr() >> 4;
     }
 
-    /// Whether an interrupt can be delivered at a boundary with this RFLAGS.IF and blocking.
-    pub(in crate::model) fn interruptible(&self, interrupt_flag: bool, shadow: Shadow) -> bool {
+    /// Whether an interrupt can be delivered at a boundary here.
+    pub(in crate::model) fn interruptible(&self) -> bool {
         let awake = matches!(self.activity, Activity::Active | Activity::Hlt);
-        awake && interrupt_flag && shadow == Shadow::None
+        awake && self.interrupt_flag && self.shadow == Shadow::None
     }
 
     /// Delivers the recognized virtual interrupt and returns its vector.
@@ -25,7 +25,14 @@ impl Guest<'_> {
         self.page.clear_vector(offset::VIRR, vector);
         self.rvi = self.page.highest(offset::VIRR).unwrap_or(0);
         self.recognized = false;
-        self.activity = Activity::Active;
+        self.enter_handler();
         vector
+    }
+
+    /// The guest goes through an interrupt gate of its IDT.
+    pub(in crate::model) fn enter_handler(&mut self) {
+        self.activity = Activity::Active;
+        self.interrupt_flag = false;
+        self.shadow = Shadow::None;
     }
 }
