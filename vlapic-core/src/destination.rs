@@ -11,17 +11,16 @@ impl<I: Inbox> Slot<'_, I> {
     /// Whether a physical destination is this APIC.
     ///
     /// In xAPIC mode the APIC compares 8 bits only, so a wide destination reaches it by its low
-    /// byte, and FF in that byte is a broadcast to it. An APIC that is not present hears nothing.
+    /// byte. FF in the low byte of a wide destination is no broadcast: a start-up IPI to ID 1FF
+    /// must not start every APIC that is still in xAPIC mode. An APIC that is not present hears
+    /// nothing.
     #[inline]
     #[must_use]
     pub fn matches_physical(&self, address: Address) -> bool {
         match self.mode() {
             Mode::Disabled => false,
             _ if address.broadcast() => true,
-            Mode::XApic => {
-                let id = address.id() & 0xFF;
-                id == 0xFF || id == self.xapic_id()
-            }
+            Mode::XApic => address.id() & 0xFF == self.xapic_id(),
             Mode::X2Apic => address.id() == self.x2apic_id(),
         }
     }
@@ -29,8 +28,8 @@ impl<I: Inbox> Slot<'_, I> {
     /// Whether a logical destination means this APIC.
     ///
     /// xAPIC mode: flat or cluster model by DFR, from the page; other models match nothing. A
-    /// wide destination above FF names an x2APIC cluster and no xAPIC-mode APIC. Destination FF
-    /// is a broadcast in both models, whatever LDR says (APM Vol. 2 16.6.1).
+    /// wide destination above FF names an x2APIC cluster and no xAPIC-mode APIC. Narrow FF is a
+    /// broadcast in both models, whatever LDR says (APM Vol. 2 16.6.1).
     #[inline]
     #[must_use]
     pub fn matches_logical(&self, address: Address) -> bool {
@@ -43,7 +42,6 @@ impl<I: Inbox> Slot<'_, I> {
                 let ldr = page.read(Register::Ldr) >> 24;
                 match page.read(Register::Dfr) >> 28 {
                     _ if id > 0xFF => false,
-                    _ if id == 0xFF => true,
                     0xF => id & ldr != 0,
                     0x0 => id >> 4 == ldr >> 4 && id & ldr & 0xF != 0,
                     _ => false,

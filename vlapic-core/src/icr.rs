@@ -3,8 +3,11 @@
 use bit_field::BitField;
 
 use crate::base::Mode;
+use crate::inbox::Inbox;
 use crate::message::{Address, Delivery, Destination, Message};
 use crate::profile::{Profile, Vendor};
+use crate::register::Register;
+use crate::slot::Slot;
 use crate::vector::{Trigger, Vector};
 
 /// ICR as one 64-bit word: low register in bits 31:0, high register or x2APIC destination in bits
@@ -171,3 +174,23 @@ impl Icr {
         IcrCommand::Send(Message { delivery, destination })
     }
 }
+
+impl<I: Inbox> Slot<'_, I> {
+    /// The whole ICR, from where the vendor keeps it: in x2APIC mode Intel has one 64-bit word at
+    /// 300, AMD keeps the halves at 300 and 310 (SDM Vol. 3C 29.5; APM Vol. 2 15.29.10).
+    #[must_use]
+    pub fn icr(&self) -> Icr {
+        let page = self.page();
+        Icr::from_halves(page.read(Register::IcrLow), page.load(self.icr_high_offset()))
+    }
+
+    pub(crate) fn icr_high_offset(&self) -> u16 {
+        match (self.profile().vendor(), self.mode()) {
+            (Vendor::Intel, Mode::X2Apic) => 0x304,
+            _ => Register::IcrHigh.offset(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -32,7 +32,7 @@ impl<I: Inbox> LocalApic<'_, I> {
             _ => {
                 let register = self.x2apic_register(msr, Access::readable)?;
                 if register == Register::IcrLow {
-                    return Ok(self.icr().bits());
+                    return Ok(self.slot.icr().bits());
                 }
                 Ok(u64::from(self.read_register(register, now)))
             }
@@ -61,7 +61,7 @@ impl<I: Inbox> LocalApic<'_, I> {
                 }
                 self.pass_time(now);
                 if register == Register::IcrLow {
-                    self.slot.page().store(self.icr_high_offset(), (value >> 32) as u32);
+                    self.slot.page().store(self.slot.icr_high_offset(), (value >> 32) as u32);
                 }
                 self.store_guest(register, value as u32);
                 Ok(self.after_write(register, now))

@@ -95,7 +95,9 @@ impl Profile {
         Self { x2apic, ..self }
     }
 
-    /// With an APIC ID that software may rewrite in xAPIC mode, as some older parts had.
+    /// With an APIC ID that software may rewrite in xAPIC mode, as some older parts had. A
+    /// rewritten ID is lost on the way to x2APIC mode (Intel; AMD's APM Vol. 2 16.9.1 would make it
+    /// the x2APIC ID, which here is fixed).
     ///
     /// Routing then cannot know who has which ID and looks at every vCPU.
     #[must_use]
@@ -199,6 +201,12 @@ impl Profile {
     #[must_use]
     pub const fn physical_address_bits(&self) -> u8 {
         self.physical_address_bits
+    }
+
+    /// Whether APICs of both profiles can be routed to by one rule.
+    pub(crate) const fn routes_as(&self, other: &Self) -> bool {
+        self.xapic_id_writable == other.xapic_id_writable
+            && matches!(self.vendor, Vendor::Intel) == matches!(other.vendor, Vendor::Intel)
     }
 
     /// The speed of the timer's base clock.

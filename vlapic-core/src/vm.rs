@@ -23,12 +23,16 @@ pub enum VmError {
     NotAscending(usize),
     /// More than 4096 slots.
     TooMany,
+    /// The slot at this index differs from the first in vendor, or in whether its xAPIC ID can be
+    /// rewritten: routing takes all APICs of a VM to be of one model.
+    MixedModels(usize),
 }
 
 impl core::fmt::Display for VmError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::NotAscending(index) => write!(f, "x2APIC IDs do not ascend at slot {index}"),
+            Self::MixedModels(index) => write!(f, "slot {index} is of another model"),
             Self::TooMany => write!(f, "more than {} vCPUs", Vm::<()>::MAX_VCPUS),
         }
     }
@@ -65,10 +69,14 @@ impl<'s, I: Inbox> Vm<'s, I> {
             return Err(VmError::TooMany);
         }
         for (index, pair) in slots.windows(2).enumerate() {
-            if let [before, after] = pair
-                && after.x2apic_id() <= before.x2apic_id()
-            {
+            let [before, after] = pair else {
+                continue;
+            };
+            if after.x2apic_id() <= before.x2apic_id() {
                 return Err(VmError::NotAscending(index + 1));
+            }
+            if !before.profile().routes_as(after.profile()) {
+                return Err(VmError::MixedModels(index + 1));
             }
         }
         Ok(Self { slots })
@@ -199,12 +207,12 @@ impl<'s, I: Inbox> Targets<'s, I> {
             Destination::All => every(Test::Present),
             Destination::AllButSelf => every(Test::PresentNotSender),
             Destination::Physical(address) => {
-                // A VM is of one model, so its first APIC speaks for all.
+                // `Vm::new` has made sure that the first APIC speaks for all.
                 let rewritable =
                     vm.slots.first().is_some_and(|slot| slot.profile().xapic_id_writable());
                 // With sparse IDs the walk over aliases would be longer than that over all.
                 let sparse = vm.highest_id() >> 8 > vm.slots.len() as u32;
-                if rewritable || sparse || address.broadcast() || address.id() & 0xFF == 0xFF {
+                if rewritable || sparse || address.broadcast() {
                     every(Test::Physical(address))
                 } else {
                     Walk::Aliases { next: address.id() & 0xFF, address }

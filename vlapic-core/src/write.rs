@@ -11,12 +11,11 @@ use crate::access::stored_bits;
 use crate::base::Mode;
 use crate::effect::Effect;
 use crate::esr::Errors;
-use crate::icr::{Icr, IcrCommand};
+use crate::icr::IcrCommand;
 use crate::inbox::Inbox;
 use crate::local::{LocalApic, PINS};
 use crate::lvt::{Lvt, TimerMode};
 use crate::message::{Delivery, Destination, Message};
-use crate::profile::Vendor;
 use crate::register::{LvtEntry, Register};
 use crate::vector::{Trigger, Vector};
 
@@ -127,7 +126,7 @@ impl<I: Inbox> LocalApic<'_, I> {
     fn after_icr_low(&mut self) -> Effect {
         let _ = self.keep_stored_bits(Register::IcrLow);
         let mode = self.slot.mode();
-        match self.icr().command(mode, self.slot.profile()) {
+        match self.slot.icr().command(mode, self.slot.profile()) {
             IcrCommand::Send(Message {
                 delivery: Delivery::Fixed { vector, trigger },
                 destination: Destination::SelfOnly,
@@ -234,21 +233,6 @@ impl<I: Inbox> LocalApic<'_, I> {
         let _ = self.keep_stored_bits(Register::DivideConfiguration);
         self.timer.divider_written(now, self.timer_settings());
         Effect::TimerChanged
-    }
-
-    /// The whole ICR, from where the vendor keeps it: in x2APIC mode Intel has one 64-bit word at
-    /// 300, AMD keeps the halves at 300 and 310 (SDM Vol. 3C 29.5; APM Vol. 2 15.29.10).
-    #[must_use]
-    pub fn icr(&self) -> Icr {
-        let page = self.slot.page();
-        Icr::from_halves(page.read(Register::IcrLow), page.load(self.icr_high_offset()))
-    }
-
-    pub(crate) fn icr_high_offset(&self) -> u16 {
-        match (self.slot.profile().vendor(), self.slot.mode()) {
-            (Vendor::Intel, Mode::X2Apic) => 0x304,
-            _ => Register::IcrHigh.offset(),
-        }
     }
 
     /// Drops the bits of `register` that do not keep what is written to them.
