@@ -5,7 +5,9 @@
 #![no_main]
 
 mod boot;
+mod cases;
 mod guest;
+mod hypervisor;
 mod machine;
 mod vmx;
 
@@ -46,7 +48,7 @@ extern "C" fn boot_processor(magic: u32, information: u32) -> ! {
 /// Runs the cases which the command line asks for; the exit code.
 fn run(line: &CommandLine) -> u32 {
     let wanted = |case: &&Case| line.value("case").is_none_or(|part| case.name.contains(part));
-    let mut failed = 0;
+    let mut failed = u32::from(!cases::run(line));
     for case in CASES.iter().chain(vmx::smoke::CASES).chain(LAST_CASES).filter(wanted) {
         if line.has("list") {
             println!("HIL-LIST case={}", case.name);

@@ -47,6 +47,11 @@ impl Current<'_> {
         self.vmcs.set(control::VMENTRY_INTERRUPTION_INFO_FIELD, u64::from(word))
     }
 
+    /// Whether the next entry injects an event already.
+    pub(crate) fn has_injection(&self) -> Result<bool, VmxError> {
+        Ok(self.vmcs.get(control::VMENTRY_INTERRUPTION_INFO_FIELD)? & 1 << 31 != 0)
+    }
+
     /// Delivers again the event whose delivery `exit` cut short, if there was one. Says whether there was.
     pub(crate) fn reinject(&mut self, exit: &Exit) -> Result<bool, VmxError> {
         let EventInfo { word, error_code } = exit.idt_vectoring;

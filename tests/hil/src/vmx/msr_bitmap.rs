@@ -4,6 +4,9 @@ use x86::msr;
 
 use super::frames::OwnedFrame;
 
+/// The registers that VM entry and exit switch by themselves, so that guests may have them.
+pub(crate) const SWITCHED: [u32; 3] = [msr::IA32_EFER, msr::IA32_FS_BASE, msr::IA32_GS_BASE];
+
 /// One vCPU's bitmap. A set bit is an exit.
 #[derive(Debug)]
 pub(crate) struct MsrBitmap {
@@ -11,11 +14,11 @@ pub(crate) struct MsrBitmap {
 }
 
 impl MsrBitmap {
-    /// Everything exits, but for the registers that VM entry and exit switch by themselves: EFER, FS and GS base.
+    /// Everything exits, but for [`SWITCHED`].
     pub(crate) fn new() -> Self {
         let mut bitmap = Self { frame: OwnedFrame::new() };
         bitmap.frame.bytes().fill(0xff);
-        for register in [msr::IA32_EFER, msr::IA32_FS_BASE, msr::IA32_GS_BASE] {
+        for register in SWITCHED {
             bitmap.set_exits(register, false, false);
         }
         bitmap

@@ -90,6 +90,11 @@ impl Current<'_> {
         &self.vcpu.exits
     }
 
+    /// Drops what the calling CPU has cached of the guest's physical memory.
+    pub(crate) fn invalidate_translations(&self) {
+        ept::invalidate(&self.vcpu.capability, self.vcpu.ept_pointer);
+    }
+
     /// What the processor can do.
     pub(crate) fn capability(&self) -> &Capability {
         &self.vcpu.capability

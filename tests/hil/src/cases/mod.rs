@@ -1,0 +1,152 @@
+//! The cases that put machine and driver together: each runs at every level and in both modes where it applies.
+
+mod upcall;
+
+use core::fmt;
+
+use crate::hypervisor::{HypervisorError, Level};
+use crate::machine::command_line::CommandLine;
+use crate::vmx::VmxError;
+use crate::{log, println};
+
+/// How the guest reaches its APIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    XApic,
+    X2Apic,
+}
+
+impl Mode {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::XApic => "xapic",
+            Self::X2Apic => "x2apic",
+        }
+    }
+}
+
+/// What a case is run with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setting {
+    pub(crate) level: Level,
+    pub(crate) mode: Mode,
+}
+
+/// A case by its name.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    /// Physical CPUs it needs.
+    pub(crate) cpus: usize,
+    /// Where it applies; elsewhere it is not run, and not a skip either.
+    pub(crate) applies: fn(Setting) -> bool,
+    pub(crate) run: fn(Setting) -> Result<(), Failure>,
+}
+
+/// Why a case did not pass.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Failure {
+    Hypervisor(HypervisorError),
+    /// A number that is not what it must be.
+    Differs {
+        what: &'static str,
+        expected: u64,
+        seen: u64,
+    },
+    Wrong(&'static str),
+    Skip(&'static str),
+}
+
+impl<E: Into<HypervisorError>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Hypervisor(error.into())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hypervisor(error) => write!(f, "{error}"),
+            Self::Differs { what, expected, seen } => {
+                write!(f, "{what}: expected {expected:#x}, seen {seen:#x}")
+            }
+            Self::Wrong(what) | Self::Skip(what) => f.write_str(what),
+        }
+    }
+}
+
+pub(crate) fn check(right: bool, what: &'static str) -> Result<(), Failure> {
+    if right { Ok(()) } else { Err(Failure::Wrong(what)) }
+}
+
+pub(crate) fn equal(
+    what: &'static str,
+    seen: impl Into<u64>,
+    expected: impl Into<u64>,
+) -> Result<(), Failure> {
+    let (seen, expected) = (seen.into(), expected.into());
+    if seen == expected { Ok(()) } else { Err(Failure::Differs { what, expected, seen }) }
+}
+
+const GROUPS: &[&[Case]] = &[upcall::CASES];
+
+/// Runs what the command line asks for; whether nothing failed.
+pub(crate) fn run(line: &CommandLine) -> bool {
+    let mut right = true;
+    for case in GROUPS.iter().copied().flatten() {
+        if !line.value("case").is_none_or(|part| case.name.contains(part)) {
+            continue;
+        }
+        if line.has("list") {
+            println!("HIL-LIST case={}", case.name);
+            continue;
+        }
+        for level in Level::ALL {
+            for mode in [Mode::XApic, Mode::X2Apic] {
+                let setting = Setting { level, mode };
+                if asked(line, setting) && (case.applies)(setting) {
+                    right &= run_one(case, setting);
+                }
+            }
+        }
+    }
+    right
+}
+
+fn asked(line: &CommandLine, setting: Setting) -> bool {
+    let is = |key, name| line.value(key).is_none_or(|value| value == name);
+    is("level", setting.level.name()) && is("mode", setting.mode.name())
+}
+
+fn run_one(case: &Case, setting: Setting) -> bool {
+    let (level, mode) = (setting.level.name(), setting.mode.name());
+    println!("HIL-RUN case={} level={level} mode={mode}", case.name);
+    let result = if crate::machine::smp::cpu_count() < case.cpus {
+        Err(Failure::Skip("not enough CPUs"))
+    } else {
+        (case.run)(setting)
+    };
+    let report = |result, note: &dyn fmt::Display| {
+        println!(
+            "HIL-CASE case={} level={level} mode={mode} result={result} note={note}",
+            case.name
+        );
+    };
+    match result {
+        Ok(()) => report("pass", &""),
+        Err(Failure::Skip(reason)) => report("skip", &reason),
+        Err(Failure::Hypervisor(HypervisorError::Vmx(error @ VmxError::NoVmx))) => {
+            report("skip", &error);
+        }
+        Err(Failure::Hypervisor(error @ HypervisorError::NotGranted(_))) => report("skip", &error),
+        Err(failure) => {
+            report("fail", &failure);
+            return false;
+        }
+    }
+    true
+}
+
+/// For cases that print more than their result.
+pub(crate) fn remark(text: fmt::Arguments<'_>) {
+    log!("{text}");
+}

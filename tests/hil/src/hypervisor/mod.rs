@@ -1,0 +1,86 @@
+//! The example hypervisor: what an integrator writes around `apicv`.
+//!
+//! ```text
+//! vm      a VM: slots, descriptors, guest memory, and who is told of what
+//! vcpu    the loop of one vCPU: before entry, enter, after exit
+//! access  guest accesses that exit: the register window, MSRs, CR8
+//! sleep   HLT, wait-for-SIPI, and waking
+//! level   how much hardware help a VM asks for
+//! ```
+//!
+//! Everything about the APIC is the driver's. What stands here is what every hypervisor has anyway: physical interrupts,
+//! timers, instruction decoding, the state of the guest's other registers.
+
+pub(crate) mod access;
+pub(crate) mod level;
+pub(crate) mod sleep;
+pub(crate) mod vcpu;
+pub(crate) mod vm;
+
+pub(crate) use level::Level;
+pub(crate) use vm::{Config, VirtualMachine};
+
+use core::fmt;
+
+use apicv::ProgramError;
+use vlapic_hal::VmcsError;
+
+use crate::vmx::{Reason, VmxError};
+
+/// Why a vCPU could not run on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum HypervisorError {
+    /// The VMX layer failed.
+    Vmx(VmxError),
+    /// The driver could not program the VMCS.
+    Program(ProgramError),
+    /// The processor does not grant what the level is made of.
+    NotGranted(Level),
+    /// An exit that nothing here knows.
+    UnknownExit { reason: Reason, qualification: u64 },
+    /// The guest took an exception that nobody expected.
+    GuestFault { vector: u8, error_code: u32, rip: u64 },
+    /// A guest-physical address that is neither memory nor the register window.
+    NoDevice(u64),
+    /// An instruction at the register window that the decoder does not know.
+    NotDecoded,
+    /// The vCPU was told to stop before its program had finished.
+    Stopped,
+}
+
+impl From<VmxError> for HypervisorError {
+    fn from(error: VmxError) -> Self {
+        Self::Vmx(error)
+    }
+}
+
+impl From<VmcsError> for HypervisorError {
+    fn from(error: VmcsError) -> Self {
+        Self::Vmx(VmxError::Vmcs(error))
+    }
+}
+
+impl From<ProgramError> for HypervisorError {
+    fn from(error: ProgramError) -> Self {
+        Self::Program(error)
+    }
+}
+
+impl fmt::Display for HypervisorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vmx(error) => write!(f, "{error}"),
+            Self::Program(error) => write!(f, "{error}"),
+            Self::NotGranted(level) => write!(f, "the processor does not grant {}", level.name()),
+            Self::UnknownExit { reason, qualification } => {
+                write!(f, "unknown exit {reason:?}, qualification {qualification:#x}")
+            }
+            Self::GuestFault { vector, error_code, rip } => {
+                write!(f, "guest exception {vector}, error code {error_code:#x}, at {rip:#x}")
+            }
+            Self::NoDevice(address) => write!(f, "no device at {address:#x}"),
+            Self::NotDecoded => f.write_str("an instruction at the register window is not decoded"),
+            Self::Stopped => f.write_str("stopped before its program had finished"),
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The loop of one vCPU.
+
+use core::sync::atomic::Ordering;
+
+use apicv::{Capabilities, EntryInput, Exit, Outcome, Translations, Vcpu};
+use vlapic_core::{Effect, Event};
+use vlapic_hal::Clock;
+use vlapic_hal::x86::{Msrs, TscClock};
+
+use super::vm::{self, VirtualMachine};
+use super::{HypervisorError, sleep};
+use crate::guest::hypercall::Hypercall;
+use crate::guest::{Program, Start, context};
+use crate::machine::identity::{self, Machine};
+use crate::machine::{cpu, interrupts, smp};
+use crate::vmx::interrupt::Event as Injection;
+use crate::vmx::state::Options;
+use crate::vmx::vcpu::Current;
+use crate::vmx::{self, Reason, capability};
+
+/// Bochs defect D2: after an entry with the guest's IF = 0 a physical interrupt neither exits nor is processed as posted
+/// until IF changes. There, no turn of a guest is longer than this many TSC ticks.
+const D2_LONGEST_TURN: u64 = 2_000_000;
+
+/// One vCPU on the CPU that runs it.
+pub(super) struct Loop<'v> {
+    pub(super) machine: &'static VirtualMachine,
+    pub(super) index: usize,
+    pub(super) driver: Vcpu<'static>,
+    pub(super) current: Current<'v>,
+    capabilities: Capabilities,
+    program: Option<(Program, u64)>,
+    /// The vCPU has been started: it is not waiting for its SIPI.
+    started: bool,
+}
+
+/// What comes after an exit.
+pub(super) enum Next {
+    Enter,
+    Finish(u64),
+}
+
+/// Runs vCPU `index` of `machine` on this CPU until its program finishes or it is told to stop.
+pub(super) fn run(
+    machine: &'static VirtualMachine,
+    index: usize,
+    program: Option<(Program, u64)>,
+) -> Result<u64, HypervisorError> {
+    let processor = capability::enable()?;
+    let options = Options {
+        cr8_exiting: false,
+        unrestricted: machine.config.real_mode,
+        ..Options::default()
+    };
+    let mut vcpu = vmx::Vcpu::new(processor, machine.ept_pointer, options)?;
+    let mut current = vcpu.load()?;
+
+    // Once per machine: what the processor can do.
+    // SAFETY: this runs at CPL 0, and VMX has just been switched on, so the capability MSRs exist.
+    let msrs = unsafe { Msrs::new() };
+    let capabilities = Capabilities::detect(&msrs).map_err(|_| vmx::VmxError::NoVmx)?;
+
+    // Once per vCPU: an APIC after RESET, and a VMCS programmed for as much help as the level wants.
+    let mut driver = Vcpu::new(&machine.slots[index], index == 0);
+    driver.set_svr_writes(machine.config.svr_writes);
+    for msr in vmx::msr_bitmap::SWITCHED {
+        vm::msr_bitmap(index).intercept_read(msr, false);
+        vm::msr_bitmap(index).intercept_write(msr, false);
+    }
+    let wanted = machine.config.level.wanted();
+    let grant =
+        driver.configure(current.vmcs.hal(), &capabilities, wanted, &vm::addresses(index))?;
+    if !grant.features().contains_all(wanted.features()) {
+        return Err(HypervisorError::NotGranted(machine.config.level));
+    }
+
+    machine.set_cpu(index, Some(smp::apic_id(cpu::this_cpu())));
+    let mut this = Loop { machine, index, driver, current, capabilities, program, started: false };
+    if index == 0 {
+        this.start(None)?;
+    }
+    let result = this.turns();
+    machine.leave_exits(index, this.current.exits());
+    machine.set_cpu(index, None);
+    result
+}
+
+impl Loop<'_> {
+    fn turns(&mut self) -> Result<u64, HypervisorError> {
+        loop {
+            if self.machine.is_stopped(self.index) {
+                return Err(HypervisorError::Stopped);
+            }
+            self.machine.take_request(self.index);
+            // An event that is to be injected already comes first; the others wait for the next turn.
+            while !self.current.has_injection()?
+                && let Some(event) = self.driver.apic_mut().take_event()
+            {
+                self.carry_out_event(event)?;
+            }
+            if !self.started {
+                sleep::until_told(self);
+                continue;
+            }
+            if let Next::Finish(value) = self.turn()? {
+                return Ok(value);
+            }
+        }
+    }
+
+    /// One entry and one exit. Interrupts of this CPU are off from the driver's last look to the entry.
+    fn turn(&mut self) -> Result<Next, HypervisorError> {
+        let exit = interrupts::without(|| {
+            let input = EntryInput {
+                now: TscClock.now(),
+                cpu: smp::apic_id(cpu::this_cpu()),
+                interruptible: self.current.can_take_interrupt()?,
+                pending: self.pending(),
+            };
+            let entry = self.driver.before_entry(self.current.vmcs.hal(), input)?;
+            let injects = self.current.has_injection()?;
+            if self.machine.is_requested(self.index) || entry.event && !injects {
+                return Ok(None);
+            }
+            self.set_timer(if entry.event { Some(input.now) } else { entry.exit_by })?;
+            let exit = self.current.run()?;
+            // The interrupt that ended the turn is the host's.
+            self.current.dispatch_interrupt(&exit);
+            Ok::<_, HypervisorError>(Some(exit))
+        })?;
+        match exit {
+            Some(exit) => self.after_exit(&exit),
+            None => Ok(Next::Enter),
+        }
+    }
+
+    fn after_exit(&mut self, exit: &vmx::Exit) -> Result<Next, HypervisorError> {
+        if exit.idt_vectoring.is_valid() {
+            self.current.reinject(exit)?;
+        }
+        if !matches!(exit.reason, Reason::ExternalInterrupt | Reason::PreemptionTimer) {
+            self.machine.count_exit(self.index);
+        }
+        let apic_exit = Exit { reason: exit.reason.number(), qualification: exit.qualification };
+        match self.driver.after_exit(apic_exit, TscClock.now()) {
+            Outcome::Done(effect) => self.carry_out(effect)?,
+            Outcome::Decode(access) => self.register_window(access.offset)?,
+            _ => return self.other_exit(exit),
+        }
+        Ok(Next::Enter)
+    }
+
+    /// Exits that have nothing to do with the APIC, or only in part.
+    fn other_exit(&mut self, exit: &vmx::Exit) -> Result<Next, HypervisorError> {
+        match exit.reason {
+            Reason::ExternalInterrupt
+            | Reason::ExceptionOrNmi
+            | Reason::PreemptionTimer
+            | Reason::InterruptWindow => {}
+            Reason::Hlt => {
+                self.current.skip_instruction(exit)?;
+                sleep::halted(self);
+            }
+            Reason::Vmcall => return self.hypercall(exit),
+            Reason::Rdmsr => self.read_msr(exit)?,
+            Reason::Wrmsr => self.write_msr(exit)?,
+            Reason::ControlRegister => self.control_register(exit)?,
+            Reason::EptViolation => self.ept_violation(exit)?,
+            reason => {
+                let qualification = exit.qualification;
+                return Err(HypervisorError::UnknownExit { reason, qualification });
+            }
+        }
+        Ok(Next::Enter)
+    }
+
+    /// What a write asked of the hypervisor.
+    pub(super) fn carry_out(&mut self, effect: Effect) -> Result<(), HypervisorError> {
+        match effect {
+            Effect::Ipi(message) => {
+                self.machine.send(&message, Some(self.index));
+            }
+            Effect::EndOfInterrupt(vector) => {
+                self.machine.eois[usize::from(vector.get())].fetch_add(1, Ordering::SeqCst);
+            }
+            Effect::BaseChanged { .. } => self.mode_changed()?,
+            // The next deadline comes with the next entry.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The guest wrote IA32_APIC_BASE: controls and MSR bitmap are per mode. The window stays where it is; its mapping is
+    /// only used in xAPIC mode.
+    fn mode_changed(&mut self) -> Result<(), HypervisorError> {
+        let bitmap = Some(vm::msr_bitmap(self.index));
+        let vmcs = self.current.vmcs.hal();
+        let translations = self.driver.mode_changed(vmcs, &self.capabilities, bitmap)?;
+        if translations == Translations::Stale {
+            self.current.invalidate_translations();
+        }
+        Ok(())
+    }
+
+    fn carry_out_event(&mut self, event: Event) -> Result<(), HypervisorError> {
+        match event {
+            Event::Init { waits: true } => self.started = false,
+            Event::Init { waits: false } => self.start(None)?,
+            Event::Startup { page } => self.start(Some(page))?,
+            Event::Nmi => self.current.inject(Injection::Nmi)?,
+            // No SMM and no 8259 here.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Makes the vCPU's next entry its first.
+    fn start(&mut self, page: Option<u8>) -> Result<(), HypervisorError> {
+        self.started = true;
+        match (page, self.program) {
+            (Some(page), _) if self.machine.config.real_mode => self.current.start_at_sipi(page)?,
+            (_, Some((program, argument))) => {
+                let start = Start::new(context(self.index), program, argument);
+                self.current.start(&start)?;
+            }
+            _ => self.started = false,
+        }
+        Ok(())
+    }
+
+    fn hypercall(&mut self, exit: &vmx::Exit) -> Result<Next, HypervisorError> {
+        self.current.skip_instruction(exit)?;
+        let call = Hypercall::decode(self.current.general());
+        let answer = match call {
+            Hypercall::Finish(value) => return Ok(Next::Finish(value)),
+            Hypercall::Phase(_) => 0,
+            Hypercall::Log(text) => {
+                crate::log!("guest {}: {text}", self.index);
+                0
+            }
+            Hypercall::Fault { vector, error_code, rip } => {
+                return Err(HypervisorError::GuestFault { vector, error_code, rip });
+            }
+            Hypercall::Other { operation, first, second } => {
+                (self.machine.config.on_call)(self.machine, self.index, operation, first, second)
+            }
+        };
+        self.current.general()[0] = answer;
+        Ok(Next::Enter)
+    }
+
+    /// Arms the VMX-preemption timer so that the guest exits by `exit_by`.
+    fn set_timer(&mut self, exit_by: Option<u64>) -> Result<(), HypervisorError> {
+        let now = TscClock.now();
+        let d2 = (identity::machine() == Machine::Bochs).then(|| now + D2_LONGEST_TURN);
+        let exit_by = match (exit_by, d2) {
+            (Some(driver), Some(bound)) => Some(driver.min(bound)),
+            (driver, bound) => driver.or(bound),
+        };
+        let shift = self.current.capability().preemption_timer_shift();
+        let ticks = exit_by.map(|time| {
+            // One more, since the timer starts at a change of its TSC bit.
+            u32::try_from((time.saturating_sub(now) >> shift) + 1).unwrap_or(u32::MAX)
+        });
+        self.current.set_preemption_timer(ticks)?;
+        Ok(())
+    }
+
+    /// The pending byte, of VMs that have upcalls.
+    pub(super) fn pending(&self) -> Option<&'static core::sync::atomic::AtomicU8> {
+        let machine: &'static VirtualMachine = self.machine;
+        machine.upcalls.load(Ordering::Relaxed).then(|| &machine.pending[self.index])
+    }
+}

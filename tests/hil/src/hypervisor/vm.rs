@@ -1,0 +1,309 @@
+//! A VM: its vCPUs' APICs, its memory, and how a vCPU is told of something.
+
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use apicv::{HostMode, MsrBitmap, NotificationVectors, PostedDescriptor, Posting, SvrWrites};
+use spin::Mutex;
+use vlapic_core::{ApicPage, Message, Notify, Profile, Receipt, RefusedUpcall, Slot, Vm};
+
+use super::{HypervisorError, Level, vcpu};
+use crate::guest::{self, Context, MAX_VCPUS, Program};
+use crate::log;
+use crate::machine::{apic, memory, smp};
+use crate::vmx::capability;
+use crate::vmx::ept::{Ept, MemoryType, Permissions};
+use crate::vmx::vcpu::Exits;
+
+/// Physical vectors of this hypervisor. None of them is the physical SVR's vector: Bochs ignores an EOI for that one
+/// (defect D3).
+pub(crate) const VECTORS: NotificationVectors = NotificationVectors { running: 0xe2, wakeup: 0xe3 };
+/// Makes a CPU leave guest mode; its handler does nothing.
+pub(crate) const KICK: u8 = 0xe4;
+
+/// Where the guest sees the APIC page of vCPU 0 as plain memory, in VMs that show it; the others follow.
+pub(crate) const SILENT_WINDOW: u64 = 0x4000_0000;
+
+/// What kind of VM.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Config {
+    pub(crate) vcpus: usize,
+    pub(crate) level: Level,
+    /// The model of the guest's APICs.
+    pub(crate) profile: Profile,
+    /// How the guest's SVR writes are noticed. Anything but `Exit` maps the APIC pages into the guest.
+    pub(crate) svr_writes: SvrWrites,
+    pub(crate) refused_upcall: RefusedUpcall,
+    /// vCPUs but the first start in real mode at their start page; else in 64-bit mode whatever the page.
+    pub(crate) real_mode: bool,
+    /// What a hypercall with a number of the case's own does: (VM, vCPU, operation, first, second), the answer.
+    pub(crate) on_call: fn(&VirtualMachine, usize, u64, u64, u64) -> u64,
+}
+
+impl Config {
+    pub(crate) fn new(level: Level, vcpus: usize) -> Self {
+        Self {
+            vcpus,
+            level,
+            profile: Profile::intel().with_cmci(false),
+            svr_writes: SvrWrites::Exit,
+            refused_upcall: RefusedUpcall::Owed,
+            real_mode: false,
+            on_call: |_, _, _, _, _| 0,
+        }
+    }
+}
+
+/// A descriptor in a page of its own, which Bochs 3.0 asks for (defect D4).
+#[repr(align(4096))]
+struct OwnPage(PostedDescriptor);
+
+static PAGES: [ApicPage; MAX_VCPUS] = [const { ApicPage::new() }; MAX_VCPUS];
+static DESCRIPTORS: [OwnPage; MAX_VCPUS] = [const { OwnPage(PostedDescriptor::new()) }; MAX_VCPUS];
+static MSR_BITMAPS: [MsrBitmap; MAX_VCPUS] = [const { MsrBitmap::new() }; MAX_VCPUS];
+/// Accesses to it are the processor's to catch; nothing is ever stored in it.
+static APIC_ACCESS_PAGE: ApicPage = ApicPage::new();
+
+/// One VM. There is one at a time; its pages serve the next one too.
+pub(crate) struct VirtualMachine {
+    pub(crate) config: Config,
+    pub(crate) slots: &'static [Slot<'static, Posting<'static>>],
+    pub(crate) routes: Vm<'static, Posting<'static>>,
+    /// The pending byte of each vCPU's upcall, which the guest may see and clear.
+    pub(crate) pending: [AtomicU8; MAX_VCPUS],
+    /// Whether a vCPU has upcalls at all.
+    pub(crate) upcalls: AtomicBool,
+    /// EOIs of level-triggered interrupts, by vector.
+    pub(crate) eois: [AtomicU32; 256],
+    pub(crate) ept_pointer: u64,
+    #[expect(dead_code, reason = "the tables live as long as the VM")]
+    ept: Ept,
+    runners: [Runner; MAX_VCPUS],
+}
+
+/// Where a vCPU runs and what it is told.
+struct Runner {
+    /// Physical APIC ID of its CPU.
+    cpu: AtomicU32,
+    /// Something is to be looked at before the next entry, or instead of sleeping.
+    requested: AtomicBool,
+    stop: AtomicBool,
+    /// The program: what, argument, and its result.
+    program: Mutex<Option<(Program, u64)>>,
+    result: Mutex<Option<Result<u64, HypervisorError>>>,
+    exits: Mutex<Option<Exits>>,
+    /// Exits of interest, counted as they come: see [`VirtualMachine::count_exit`].
+    counted: AtomicU64,
+}
+
+impl VirtualMachine {
+    /// A VM whose vCPUs wait: the first for its program, the others for INIT and SIPI as well.
+    pub(crate) fn new(config: Config) -> Result<&'static Self, HypervisorError> {
+        let capability = capability::enable()?;
+        let host = match apic::mode() {
+            apic::Mode::X2Apic => HostMode::X2Apic,
+            _ => HostMode::XApic,
+        };
+        let vcpus = config.vcpus.min(MAX_VCPUS);
+        let slots: &'static [_; MAX_VCPUS] = memory::place(core::array::from_fn(|index| {
+            let posting = Posting::new(&DESCRIPTORS[index].0, VECTORS, host);
+            Slot::new(&PAGES[index], index as u32, config.profile, posting)
+                .with_refused_upcall(config.refused_upcall)
+        }));
+        let slots = &slots[..vcpus];
+        for index in 0..vcpus {
+            guest::context(index).reset();
+        }
+        let mut ept = Ept::identity(&capability)?;
+        if config.level >= Level::ApicAccess {
+            let window = address(&APIC_ACCESS_PAGE);
+            ept.map_4k(
+                guest::apic::DEFAULT_BASE,
+                window,
+                Permissions::DATA,
+                MemoryType::WriteBack,
+            )?;
+        }
+        if config.svr_writes != SvrWrites::Exit {
+            for (index, page) in PAGES.iter().enumerate().take(vcpus) {
+                let guest = silent_page(index);
+                ept.map_4k(guest, address(page), Permissions::DATA, MemoryType::WriteBack)?;
+            }
+        }
+        // Slots are numbered by ID, so the order is right.
+        let routes = Vm::new(slots).map_err(|_| HypervisorError::Stopped)?;
+        Ok(memory::place(Self {
+            config,
+            slots,
+            routes,
+            pending: [const { AtomicU8::new(0) }; MAX_VCPUS],
+            upcalls: AtomicBool::new(false),
+            eois: [const { AtomicU32::new(0) }; 256],
+            ept_pointer: ept.pointer(),
+            ept,
+            runners: [const { Runner::new() }; MAX_VCPUS],
+        }))
+    }
+
+    /// The guest side of vCPU `index`.
+    pub(crate) fn context(&self, index: usize) -> &'static Context {
+        guest::context(index)
+    }
+
+    /// Gives vCPU `index` its program; it starts when the vCPU runs and, but for the first, has had INIT and SIPI.
+    pub(crate) fn set_program(&self, index: usize, program: Program, argument: u64) {
+        *self.runners[index].program.lock() = Some((program, argument));
+    }
+
+    /// Runs vCPU `index` on this CPU until its program finishes.
+    pub(crate) fn run_here(&'static self, index: usize) -> Result<u64, HypervisorError> {
+        let program = self.runners[index].program.lock().take();
+        let result = vcpu::run(self, index, program);
+        *self.runners[index].result.lock() = Some(result);
+        result
+    }
+
+    /// Runs vCPU `index` on CPU `cpu`, another one, from now on.
+    pub(crate) fn start_on(&'static self, index: usize, cpu: usize) {
+        *ASSIGNMENTS[cpu].lock() = Some((self, index));
+        smp::run_on(cpu, |cpu| {
+            if let Some((machine, index)) = ASSIGNMENTS[cpu].lock().take() {
+                let _ = machine.run_here(index);
+            }
+        });
+    }
+
+    /// Waits for the CPU that runs a vCPU and says what became of the vCPU's program.
+    pub(crate) fn join(&self, index: usize, cpu: usize) -> Result<u64, HypervisorError> {
+        smp::wait_idle(cpu);
+        self.runners[index].result.lock().take().unwrap_or(Err(HypervisorError::Stopped))
+    }
+
+    /// Makes vCPU `index` leave its loop, finished or not.
+    pub(crate) fn stop(&self, index: usize) {
+        self.runners[index].stop.store(true, Ordering::SeqCst);
+        self.kick(index);
+    }
+
+    pub(crate) fn is_stopped(&self, index: usize) -> bool {
+        self.runners[index].stop.load(Ordering::SeqCst)
+    }
+
+    /// The exits of a vCPU that has left its loop.
+    pub(crate) fn exits(&self, index: usize) -> Option<Exits> {
+        self.runners[index].exits.lock().clone()
+    }
+
+    pub(super) fn leave_exits(&self, index: usize, exits: &Exits) {
+        *self.runners[index].exits.lock() = Some(exits.clone());
+    }
+
+    /// Exits that the guest caused: all but those for the host's interrupts and its preemption timer.
+    pub(crate) fn guest_exits(&self, index: usize) -> u64 {
+        self.runners[index].counted.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn count_exit(&self, index: usize) {
+        self.runners[index].counted.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Sends `message` for vCPU `sender`, or for a device.
+    pub(crate) fn send(&self, message: &Message, sender: Option<usize>) -> usize {
+        let mut accepted = 0;
+        for (index, receipt) in self.routes.send(message, sender) {
+            accepted += usize::from(receipt.outcome == vlapic_core::Outcome::Accepted);
+            self.carry_out(index, receipt);
+        }
+        accepted
+    }
+
+    /// Carries out what the receipt of a post asks for.
+    pub(crate) fn carry_out(&self, index: usize, receipt: Receipt) {
+        self.notify(index, receipt.notify);
+    }
+
+    /// Tells vCPU `index`.
+    pub(crate) fn notify(&self, index: usize, notify: Notify) {
+        match notify {
+            Notify::None => {}
+            Notify::Interrupt { vector, destination } => apic::send(destination, vector),
+            // `Kick` and `Wake` need the same here: a CPU that sleeps for a vCPU wakes by any interrupt.
+            _ => self.kick(index),
+        }
+    }
+
+    fn kick(&self, index: usize) {
+        let runner = &self.runners[index];
+        runner.requested.store(true, Ordering::SeqCst);
+        let cpu = runner.cpu.load(Ordering::SeqCst);
+        if cpu != Runner::NOWHERE && cpu != smp::apic_id(crate::machine::cpu::this_cpu()) {
+            apic::send(cpu, KICK);
+        }
+    }
+
+    pub(super) fn set_cpu(&self, index: usize, cpu: Option<u32>) {
+        self.runners[index].cpu.store(cpu.unwrap_or(Runner::NOWHERE), Ordering::SeqCst);
+    }
+
+    /// Whether the vCPU has been told to look; asking clears it.
+    pub(super) fn take_request(&self, index: usize) -> bool {
+        self.runners[index].requested.swap(false, Ordering::SeqCst)
+    }
+
+    pub(super) fn is_requested(&self, index: usize) -> bool {
+        self.runners[index].requested.load(Ordering::SeqCst)
+    }
+}
+
+impl Runner {
+    const NOWHERE: u32 = u32::MAX;
+
+    const fn new() -> Self {
+        Self {
+            cpu: AtomicU32::new(Self::NOWHERE),
+            requested: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            program: Mutex::new(None),
+            result: Mutex::new(None),
+            exits: Mutex::new(None),
+            counted: AtomicU64::new(0),
+        }
+    }
+}
+
+type Assignment = Mutex<Option<(&'static VirtualMachine, usize)>>;
+
+static ASSIGNMENTS: [Assignment; smp::MAX_CPUS] = [const { Mutex::new(None) }; smp::MAX_CPUS];
+
+/// The physical pages that the driver is to program for vCPU `index`.
+pub(super) fn addresses(index: usize) -> apicv::Addresses<'static> {
+    apicv::Addresses {
+        virtual_apic: Some(physical(&PAGES[index])),
+        apic_access: Some(physical(&APIC_ACCESS_PAGE)),
+        posted_interrupt_descriptor: Some(physical(&DESCRIPTORS[index])),
+        msr_bitmap: Some((&MSR_BITMAPS[index], physical(&MSR_BITMAPS[index]))),
+        pid_pointer_table: None,
+    }
+}
+
+pub(super) fn msr_bitmap(index: usize) -> &'static MsrBitmap {
+    &MSR_BITMAPS[index]
+}
+
+/// Where the guest sees the APIC page of vCPU `index` as plain memory.
+pub(crate) fn silent_page(index: usize) -> u64 {
+    SILENT_WINDOW + 4096 * index as u64
+}
+
+fn physical<T>(object: &'static T) -> vlapic_hal::PhysAddr {
+    vlapic_hal::PhysAddr::new(address(object))
+}
+
+/// Statics of the image are mapped to themselves.
+fn address<T>(object: &'static T) -> u64 {
+    core::ptr::from_ref(object).expose_provenance() as u64
+}
+
+/// Prints why a vCPU stopped.
+pub(crate) fn explain(index: usize, error: HypervisorError) {
+    log!("vcpu {index}: {error}");
+}
