@@ -1,13 +1,15 @@
 //! The cases that put machine and driver together: each runs at every level and in both modes where it applies.
 
+mod guests;
+mod record;
 mod upcall;
 
 use core::fmt;
 
 use crate::hypervisor::{HypervisorError, Level};
 use crate::machine::command_line::CommandLine;
+use crate::println;
 use crate::vmx::VmxError;
-use crate::{log, println};
 
 /// How the guest reaches its APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,9 +146,4 @@ fn run_one(case: &Case, setting: Setting) -> bool {
         }
     }
     true
-}
-
-/// For cases that print more than their result.
-pub(crate) fn remark(text: fmt::Arguments<'_>) {
-    log!("{text}");
 }

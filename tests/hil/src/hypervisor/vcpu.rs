@@ -135,19 +135,21 @@ impl Loop<'_> {
     }
 
     fn after_exit(&mut self, exit: &vmx::Exit) -> Result<Next, HypervisorError> {
+        let [_, rcx, ..] = *self.current.general();
         if exit.idt_vectoring.is_valid() {
             self.current.reinject(exit)?;
         }
+        let apic_exit = Exit { reason: exit.reason.number(), qualification: exit.qualification };
+        let next = match self.driver.after_exit(apic_exit, TscClock.now()) {
+            Outcome::Done(effect) => self.carry_out(effect).map(|()| Next::Enter),
+            Outcome::Decode(access) => self.register_window(access.offset).map(|()| Next::Enter),
+            _ => self.other_exit(exit),
+        }?;
         if !matches!(exit.reason, Reason::ExternalInterrupt | Reason::PreemptionTimer) {
             self.machine.count_exit(self.index);
+            (self.machine.config.on_exit)(self.machine, self.index, exit, rcx);
         }
-        let apic_exit = Exit { reason: exit.reason.number(), qualification: exit.qualification };
-        match self.driver.after_exit(apic_exit, TscClock.now()) {
-            Outcome::Done(effect) => self.carry_out(effect)?,
-            Outcome::Decode(access) => self.register_window(access.offset)?,
-            _ => return self.other_exit(exit),
-        }
-        Ok(Next::Enter)
+        Ok(next)
     }
 
     /// Exits that have nothing to do with the APIC, or only in part.

@@ -10,9 +10,9 @@ use super::{HypervisorError, Level, vcpu};
 use crate::guest::{self, Context, MAX_VCPUS, Program};
 use crate::log;
 use crate::machine::{apic, memory, smp};
-use crate::vmx::capability;
 use crate::vmx::ept::{Ept, MemoryType, Permissions};
 use crate::vmx::vcpu::Exits;
+use crate::vmx::{self, capability};
 
 /// Physical vectors of this hypervisor. None of them is the physical SVR's vector: Bochs ignores an EOI for that one
 /// (defect D3).
@@ -37,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) real_mode: bool,
     /// What a hypercall with a number of the case's own does: (VM, vCPU, operation, first, second), the answer.
     pub(crate) on_call: fn(&VirtualMachine, usize, u64, u64, u64) -> u64,
+    /// Told of each exit that the guest caused, after it was handled: (VM, vCPU, exit, RCX at the exit).
+    pub(crate) on_exit: fn(&VirtualMachine, usize, &vmx::Exit, u64),
 }
 
 impl Config {
@@ -49,6 +51,7 @@ impl Config {
             refused_upcall: RefusedUpcall::Owed,
             real_mode: false,
             on_call: |_, _, _, _, _| 0,
+            on_exit: |_, _, _, _| {},
         }
     }
 }
