@@ -1,8 +1,10 @@
 //! The cases that put machine and driver together: each runs at every level and in both modes where it applies.
 
+mod contrast;
 mod guests;
 mod record;
 mod upcall;
+mod upcall_guest;
 
 use core::fmt;
 

@@ -1,35 +1,82 @@
 //! Upcalls that are neither early, lost nor doubled, however the guest enables its APIC.
 //!
-//! The story is Xen's: another vCPU registers the upcall vector and an event becomes pending before the vCPU has enabled
-//! its local APIC. The guest then does as Linux does: looks for stale bits in IRR and ISR, enables its APIC, and expects one
-//! upcall.
+//! The story is Xen's. One vCPU registers the upcall vector for another and makes an event pending, before the other has
+//! even been started. The other then does as Linux does: looks for stale bits in IRR and ISR, enables its APIC, and expects
+//! one upcall. Beside the driver the same is done by [`contrast`](super::contrast), which caches the enable bit.
 
 use core::sync::atomic::Ordering;
 
 use apicv::SvrWrites;
 
+use super::contrast::CONTRAST;
+use super::upcall_guest::{self, UPCALL, word};
 use super::{Case, Failure, Mode, Setting, check, equal};
-use crate::guest::{Apic, Context, Eoi, apic, cpu, hypercall};
+use crate::guest::{Eoi, hypercall};
 use crate::hypervisor::vm::silent_page;
 use crate::hypervisor::{Config, Level, VirtualMachine};
 use crate::println;
+use crate::vmx::Exit;
 
-pub(super) const CASES: &[Case] = &[Case {
-    name: "upcall-driver",
-    cpus: 1,
-    applies: |_| true,
-    run: |setting| {
-        story(setting, way_of(setting))?;
-        if setting.level.delivers() { story(setting, Way::Silent) } else { Ok(()) }
+pub(super) const CASES: &[Case] = &[
+    Case {
+        name: "upcall-driver",
+        cpus: 2,
+        applies: |_| true,
+        run: |setting| each_way(setting, &DRIVER, |told| check(told == Told::Right, "not right")),
     },
-}];
+    Case {
+        name: "upcall-contrast",
+        cpus: 2,
+        applies: |setting| shown(setting, way_of(setting)) || shown(setting, Way::Silent),
+        run: |setting| {
+            enable(setting, way_of(setting), Eoi::First, &CONTRAST, &|told| {
+                check(told == Told::Right, "a cached flag is enough where SVR writes exit")
+            })?;
+            if !shown(setting, Way::Silent) {
+                return Ok(());
+            }
+            enable(setting, Way::Silent, Eoi::First, &CONTRAST, &|told| {
+                check(told == Told::Lost, "a cached flag must lose an upcall here")
+            })?;
+            disable(setting, &CONTRAST, &|told| {
+                check(told == Told::Stale, "a cached flag must leave a stale bit here")
+            })
+        },
+    },
+    Case {
+        name: "upcall-silent-disable",
+        cpus: 2,
+        applies: |setting| setting.level.delivers(),
+        run: |setting| disable(setting, &DRIVER, &|told| check(told == Told::Right, "not right")),
+    },
+];
 
-/// Linux's vector for upcalls.
-const UPCALL: u8 = 0xf3;
+/// Who raises the upcalls of a VM.
+pub(super) struct Teller {
+    pub(super) name: &'static str,
+    pub(super) starts: fn(&VirtualMachine),
+    pub(super) registers: fn(&VirtualMachine, usize, u8),
+    pub(super) notifies: fn(&VirtualMachine, usize),
+    pub(super) on_exit: fn(&VirtualMachine, usize, &Exit, u64),
+}
+
+const DRIVER: Teller = Teller {
+    name: "driver",
+    starts: |machine| machine.upcalls.store(true, Ordering::Relaxed),
+    registers: |machine, vcpu, vector| {
+        if let Ok(notify) = machine.slots[vcpu].register_upcall(vector, &machine.pending[vcpu]) {
+            machine.notify(vcpu, notify);
+        }
+    },
+    notifies: |machine, vcpu| {
+        machine.notify(vcpu, machine.slots[vcpu].notify_upcall(&machine.pending[vcpu]));
+    },
+    on_exit: |_, _, _, _| {},
+};
 
 /// How the guest's store to SVR reaches the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+enum Way {
     /// The hypervisor does it.
     Emulated,
     /// The processor does it and exits.
@@ -56,106 +103,138 @@ fn way_of(setting: Setting) -> Way {
     }
 }
 
-/// Words of the context.
-const STALE: usize = 0;
-const SEEN: usize = 1;
-const SILENT: usize = 2;
-
-/// Hypercalls: the event channel of this story.
-const REGISTER: u64 = hypercall::FIRST_FREE;
-const EVENT: u64 = hypercall::FIRST_FREE + 1;
-
-extern "C" fn guest(context: &'static Context, x2apic: u64) -> u64 {
-    if x2apic != 0 {
-        let base = cpu::read_msr(apic::APIC_BASE_MSR).unwrap_or(0);
-        if cpu::write_msr(apic::APIC_BASE_MSR, base | 1 << 10).is_err() {
-            return 1;
-        }
-        context.set_apic(Apic::X2Apic);
+/// Whether a row is printed: one level for each way.
+fn shown(setting: Setting, way: Way) -> bool {
+    match (way, setting.mode) {
+        (Way::Emulated, Mode::XApic) => setting.level == Level::ApicAccess,
+        _ => setting.level == Level::Posted,
     }
-    cpu::interrupts_on();
-    // As if from another vCPU, before this one has enabled its APIC: the vector, then an event.
-    hypercall::call(REGISTER, u64::from(UPCALL), 0);
-    hypercall::call(EVENT, 0, 0);
-    // Linux: apic_pending_intr_clear.
-    let mut stale = 0;
-    for offset in (0x100..0x180).chain(0x200..0x280).step_by(16) {
-        stale |= apic::read(context, offset).unwrap_or(u64::MAX);
-    }
-    context.word(STALE).store(stale, Ordering::Relaxed);
-    let silent = context.word(SILENT).load(Ordering::Relaxed);
-    let write_svr = |value| {
-        if silent != 0 {
-            apic::write_memory(silent, apic::SVR, value);
-        } else {
-            let _ = apic::write(context, apic::SVR, u64::from(value));
-        }
-    };
-    write_svr(0x1ff);
-    cpu::wait(20_000_000, || context.count(UPCALL) != 0);
-    // A second write that leaves it enabled is no new event.
-    write_svr(0x1ef);
-    cpu::wait(200_000, || false);
-    context.word(SEEN).store(u64::from(context.count(UPCALL)), Ordering::Relaxed);
-    0
 }
 
-/// The handler's part: the pending byte goes back to 0.
-fn clear_pending(context: &'static Context, _: u8) {
-    // The byte is at the address the host has left in a shared word.
-    let _ = context;
-    hypercall::call(hypercall::FIRST_FREE + 2, 0, 0);
+/// What the guest was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Right,
+    Stale,
+    Lost,
+    Doubled,
 }
 
-fn on_call(machine: &VirtualMachine, vcpu: usize, operation: u64, first: u64, _: u64) -> u64 {
-    let slot = &machine.slots[vcpu];
-    let pending = &machine.pending[vcpu];
-    match operation {
-        REGISTER => match slot.register_upcall(first as u8, pending) {
-            Ok(notify) => machine.notify(vcpu, notify),
-            Err(_) => return 1,
-        },
-        EVENT => machine.notify(vcpu, slot.notify_upcall(pending)),
-        _ => {
-            pending.store(0, Ordering::SeqCst);
+impl Told {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Right => "right",
+            Self::Stale => "stale",
+            Self::Lost => "lost",
+            Self::Doubled => "doubled",
         }
     }
-    0
 }
 
-fn story(setting: Setting, way: Way) -> Result<(), Failure> {
+type Verdict<'c> = &'c dyn Fn(Told) -> Result<(), Failure>;
+
+/// Both orders of EOI and clearing the pending byte, in each way that the level has.
+fn each_way(
+    setting: Setting,
+    teller: &'static Teller,
+    verdict: fn(Told) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     for eoi in [Eoi::First, Eoi::Last] {
-        let mut config = Config::new(setting.level, 1);
-        config.on_call = on_call;
-        if way == Way::Silent {
-            config.svr_writes = SvrWrites::Silent { recheck: 500_000 };
+        enable(setting, way_of(setting), eoi, teller, &verdict)?;
+        if setting.level.delivers() {
+            enable(setting, Way::Silent, eoi, teller, &verdict)?;
         }
-        let machine = VirtualMachine::new(config)?;
-        machine.upcalls.store(true, Ordering::Relaxed);
-        let context = machine.context(0);
-        context.set_handling(UPCALL, eoi, Some(clear_pending));
-        if way == Way::Silent {
-            context.word(SILENT).store(silent_page(0), Ordering::Relaxed);
-        }
-        machine.set_program(0, guest, u64::from(setting.mode == Mode::X2Apic));
-        equal("guest's result", machine.run_here(0)?, 0u64)?;
-        let stale = context.word(STALE).load(Ordering::Relaxed);
-        let seen = context.word(SEEN).load(Ordering::Relaxed);
-        let result = match (stale, seen) {
-            (0, 1) => "right",
-            (0, 0) => "lost",
-            (0, _) => "doubled",
-            _ => "stale",
-        };
-        println!(
-            "HIL-UPCALL way={} who=driver mode={} irr_clean={} expected=1 seen={seen} exits={} result={result}",
-            way.name(),
-            setting.mode.name(),
-            if stale == 0 { "yes" } else { "no" },
-            machine.guest_exits(0),
-        );
-        check(stale == 0, "stale bits before the APIC was enabled")?;
-        equal("upcalls", seen, 1u64)?;
     }
     Ok(())
 }
+
+/// The story: registered and pending before the APIC is enabled.
+fn enable(
+    setting: Setting,
+    way: Way,
+    eoi: Eoi,
+    teller: &'static Teller,
+    verdict: Verdict<'_>,
+) -> Result<(), Failure> {
+    let printed = (shown(setting, way) && eoi == Eoi::First).then_some(way.name());
+    run(setting, way, eoi, teller, upcall_guest::ENABLES, printed, verdict)
+}
+
+/// Its converse: an event while the APIC is disabled again, by a store that nobody was told of.
+fn disable(setting: Setting, teller: &'static Teller, verdict: Verdict<'_>) -> Result<(), Failure> {
+    let printed = (setting.level == Level::Posted).then_some("silent-disable");
+    run(setting, Way::Silent, Eoi::First, teller, upcall_guest::DISABLES, printed, verdict)
+}
+
+fn run(
+    setting: Setting,
+    way: Way,
+    eoi: Eoi,
+    teller: &'static Teller,
+    act: u64,
+    printed: Option<&str>,
+    verdict: Verdict<'_>,
+) -> Result<(), Failure> {
+    let mut config = Config::new(setting.level, 2);
+    config.on_call = on_call;
+    config.on_exit = teller.on_exit;
+    if way == Way::Silent {
+        config.svr_writes = SvrWrites::Silent { recheck: 500_000 };
+    }
+    let machine = VirtualMachine::new(config)?;
+    *TELLER.lock() = Some(teller);
+    (teller.starts)(machine);
+    let context = machine.context(1);
+    context.set_handling(UPCALL, eoi, Some(upcall_guest::clear_pending));
+    let silent = if way == Way::Silent { silent_page(1) } else { 0 };
+    context.word(word::SILENT_PAGE).store(silent, Ordering::Relaxed);
+    machine.set_program(1, upcall_guest::started, act | super::guests::argument(setting.mode));
+    machine.set_program(0, upcall_guest::controls, super::guests::argument(setting.mode));
+    machine.start_on(1, 1);
+    let first = machine.run_here(0);
+    let second = if first.is_ok() {
+        machine.join(1, 1)
+    } else {
+        machine.stop(1);
+        machine.join(1, 1)
+    };
+    equal("result of the first vCPU", first?, 0u64)?;
+    equal("result of the second vCPU", second?, 0u64)?;
+
+    let stale = context.word(word::STALE).load(Ordering::Relaxed) != 0;
+    let seen = context.word(word::SEEN).load(Ordering::Relaxed);
+    let told = match (stale, seen) {
+        (true, _) => Told::Stale,
+        (false, 0) => Told::Lost,
+        (false, 1) => Told::Right,
+        (false, _) => Told::Doubled,
+    };
+    if let Some(way) = printed {
+        println!(
+            "HIL-UPCALL way={way} who={} mode={} irr_clean={} expected=1 seen={seen} exits={} result={}",
+            teller.name,
+            setting.mode.name(),
+            if stale { "no" } else { "yes" },
+            machine.guest_exits(1),
+            told.name(),
+        );
+    }
+    verdict(told)
+}
+
+static TELLER: spin::Mutex<Option<&'static Teller>> = spin::Mutex::new(None);
+
+/// The event channel of the story.
+fn on_call(machine: &VirtualMachine, vcpu: usize, operation: u64, first: u64, second: u64) -> u64 {
+    let Some(teller) = *TELLER.lock() else { return 0 };
+    let about = first as usize % machine.slots.len();
+    match operation {
+        upcall_guest::REGISTER => (teller.registers)(machine, about, second as u8),
+        upcall_guest::EVENT => (teller.notifies)(machine, about),
+        upcall_guest::CLEAR => machine.pending[vcpu].store(0, Ordering::SeqCst),
+        _ => return u64::MAX,
+    }
+    0
+}
+
+const _: () = assert!(upcall_guest::REGISTER >= hypercall::FIRST_FREE);

@@ -14,6 +14,7 @@
 pub(crate) mod access;
 pub(crate) mod level;
 pub(crate) mod sleep;
+mod storage;
 pub(crate) mod vcpu;
 pub(crate) mod vm;
 

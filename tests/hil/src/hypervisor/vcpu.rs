@@ -19,7 +19,7 @@ use crate::vmx::vcpu::Current;
 use crate::vmx::{self, Reason, capability};
 
 /// Bochs defect D2: after an entry with the guest's IF = 0 a physical interrupt neither exits nor is processed as posted
-/// until IF changes. There, no turn of a guest is longer than this many TSC ticks.
+/// until IF changes. There, no turn that begins with IF = 0 is longer than this many TSC ticks.
 const D2_LONGEST_TURN: u64 = 2_000_000;
 
 /// One vCPU on the CPU that runs it.
@@ -254,7 +254,8 @@ impl Loop<'_> {
     /// Arms the VMX-preemption timer so that the guest exits by `exit_by`.
     fn set_timer(&mut self, exit_by: Option<u64>) -> Result<(), HypervisorError> {
         let now = TscClock.now();
-        let d2 = (identity::machine() == Machine::Bochs).then(|| now + D2_LONGEST_TURN);
+        let d2 = identity::machine() == Machine::Bochs && !self.current.interrupts_enabled()?;
+        let d2 = d2.then(|| now + D2_LONGEST_TURN);
         let exit_by = match (exit_by, d2) {
             (Some(driver), Some(bound)) => Some(driver.min(bound)),
             (driver, bound) => driver.or(bound),

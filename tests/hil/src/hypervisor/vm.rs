@@ -6,10 +6,9 @@ use apicv::{HostMode, MsrBitmap, NotificationVectors, PostedDescriptor, Posting,
 use spin::Mutex;
 use vlapic_core::{ApicPage, Message, Notify, Profile, Receipt, RefusedUpcall, Slot, Vm};
 
-use super::{HypervisorError, Level, vcpu};
+use super::{HypervisorError, Level, storage, vcpu};
 use crate::guest::{self, Context, MAX_VCPUS, Program};
-use crate::log;
-use crate::machine::{apic, memory, smp};
+use crate::machine::{apic, smp};
 use crate::vmx::ept::{Ept, MemoryType, Permissions};
 use crate::vmx::vcpu::Exits;
 use crate::vmx::{self, capability};
@@ -66,7 +65,7 @@ static MSR_BITMAPS: [MsrBitmap; MAX_VCPUS] = [const { MsrBitmap::new() }; MAX_VC
 /// Accesses to it are the processor's to catch; nothing is ever stored in it.
 static APIC_ACCESS_PAGE: ApicPage = ApicPage::new();
 
-/// One VM. There is one at a time; its pages serve the next one too.
+/// One VM. There is one at a time: making the next ends it, when its vCPUs have left their loops.
 pub(crate) struct VirtualMachine {
     pub(crate) config: Config,
     pub(crate) slots: &'static [Slot<'static, Posting<'static>>],
@@ -78,8 +77,7 @@ pub(crate) struct VirtualMachine {
     /// EOIs of level-triggered interrupts, by vector.
     pub(crate) eois: [AtomicU32; 256],
     pub(crate) ept_pointer: u64,
-    #[expect(dead_code, reason = "the tables live as long as the VM")]
-    ept: Ept,
+    _ept: Ept,
     runners: [Runner; MAX_VCPUS],
 }
 
@@ -107,11 +105,11 @@ impl VirtualMachine {
             _ => HostMode::XApic,
         };
         let vcpus = config.vcpus.min(MAX_VCPUS);
-        let slots: &'static [_; MAX_VCPUS] = memory::place(core::array::from_fn(|index| {
+        let slots = storage::slots(|index| {
             let posting = Posting::new(&DESCRIPTORS[index].0, VECTORS, host);
             Slot::new(&PAGES[index], index as u32, config.profile, posting)
                 .with_refused_upcall(config.refused_upcall)
-        }));
+        });
         let slots = &slots[..vcpus];
         for index in 0..vcpus {
             guest::context(index).reset();
@@ -134,7 +132,7 @@ impl VirtualMachine {
         }
         // Slots are numbered by ID, so the order is right.
         let routes = Vm::new(slots).map_err(|_| HypervisorError::Stopped)?;
-        Ok(memory::place(Self {
+        Ok(storage::machine(Self {
             config,
             slots,
             routes,
@@ -142,7 +140,7 @@ impl VirtualMachine {
             upcalls: AtomicBool::new(false),
             eois: [const { AtomicU32::new(0) }; 256],
             ept_pointer: ept.pointer(),
-            ept,
+            _ept: ept,
             runners: [const { Runner::new() }; MAX_VCPUS],
         }))
     }
@@ -160,14 +158,18 @@ impl VirtualMachine {
     /// Runs vCPU `index` on this CPU until its program finishes.
     pub(crate) fn run_here(&'static self, index: usize) -> Result<u64, HypervisorError> {
         let program = self.runners[index].program.lock().take();
+        let running = storage::Running::begin();
         let result = vcpu::run(self, index, program);
         *self.runners[index].result.lock() = Some(result);
+        drop(running);
         result
     }
 
     /// Runs vCPU `index` on CPU `cpu`, another one, from now on.
     pub(crate) fn start_on(&'static self, index: usize, cpu: usize) {
         *ASSIGNMENTS[cpu].lock() = Some((self, index));
+        // Told to be where it will run, so that what is told before it gets there is not lost on the way.
+        self.set_cpu(index, Some(smp::apic_id(cpu)));
         smp::run_on(cpu, |cpu| {
             if let Some((machine, index)) = ASSIGNMENTS[cpu].lock().take() {
                 let _ = machine.run_here(index);
@@ -304,9 +306,4 @@ fn physical<T>(object: &'static T) -> vlapic_hal::PhysAddr {
 /// Statics of the image are mapped to themselves.
 fn address<T>(object: &'static T) -> u64 {
     core::ptr::from_ref(object).expose_provenance() as u64
-}
-
-/// Prints why a vCPU stopped.
-pub(crate) fn explain(index: usize, error: HypervisorError) {
-    log!("vcpu {index}: {error}");
 }

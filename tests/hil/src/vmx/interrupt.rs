@@ -47,6 +47,12 @@ impl Current<'_> {
         self.vmcs.set(control::VMENTRY_INTERRUPTION_INFO_FIELD, u64::from(word))
     }
 
+    /// The guest's RFLAGS.IF.
+    pub(crate) fn interrupts_enabled(&self) -> Result<bool, VmxError> {
+        const IF: u64 = 1 << 9;
+        Ok(self.vmcs.get(guest::RFLAGS)? & IF != 0)
+    }
+
     /// Whether the next entry injects an event already.
     pub(crate) fn has_injection(&self) -> Result<bool, VmxError> {
         Ok(self.vmcs.get(control::VMENTRY_INTERRUPTION_INFO_FIELD)? & 1 << 31 != 0)
@@ -72,9 +78,8 @@ impl Current<'_> {
     /// Whether an external interrupt could be injected now: IF is 1, no STI or MOV SS holds it off, nothing else is to be
     /// injected, and the guest does not wait for a startup IPI.
     pub(crate) fn can_take_interrupt(&self) -> Result<bool, VmxError> {
-        const IF: u64 = 1 << 9;
         const BLOCKED_BY_STI_OR_MOV_SS: u64 = 0b11;
-        Ok(self.vmcs.get(guest::RFLAGS)? & IF != 0
+        Ok(self.interrupts_enabled()?
             && self.vmcs.get(guest::INTERRUPTIBILITY_STATE)? & BLOCKED_BY_STI_OR_MOV_SS == 0
             && self.vmcs.get(control::VMENTRY_INTERRUPTION_INFO_FIELD)? & 1 << 31 == 0
             && matches!(self.activity()?, Activity::Active | Activity::Halted))

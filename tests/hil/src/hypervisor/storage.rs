@@ -1,0 +1,58 @@
+//! The memory of the one VM that there is at a time.
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use apicv::Posting;
+use vlapic_core::Slot;
+
+use super::VirtualMachine;
+use crate::guest::MAX_VCPUS;
+
+type Slots = [Slot<'static, Posting<'static>>; MAX_VCPUS];
+
+struct Storage<T>(UnsafeCell<Option<T>>);
+
+// SAFETY: `replace` is called by one CPU, the first, and only while no vCPU runs; everybody else has shared references, and
+// what is stored is made of atomics and locks.
+unsafe impl<T> Sync for Storage<T> {}
+
+static SLOTS: Storage<Slots> = Storage(UnsafeCell::new(None));
+static MACHINE: Storage<VirtualMachine> = Storage(UnsafeCell::new(None));
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+
+/// The slots of the next VM.
+pub(super) fn slots(slot: impl FnMut(usize) -> Slot<'static, Posting<'static>>) -> &'static Slots {
+    SLOTS.replace(core::array::from_fn(slot))
+}
+
+/// The next VM. The last one's memory is given back.
+pub(super) fn machine(machine: VirtualMachine) -> &'static VirtualMachine {
+    MACHINE.replace(machine)
+}
+
+impl<T> Storage<T> {
+    fn replace(&'static self, value: T) -> &'static T {
+        assert!(RUNNING.load(Ordering::Acquire) == 0, "a vCPU of the last VM still runs");
+        // SAFETY: no vCPU runs, and cases keep no reference to a VM beyond their end, so nobody else has one.
+        let place = unsafe { &mut *self.0.get() };
+        place.insert(value)
+    }
+}
+
+/// A vCPU is in its loop.
+pub(super) struct Running(());
+
+impl Running {
+    pub(super) fn begin() -> Self {
+        RUNNING.fetch_add(1, Ordering::AcqRel);
+        Self(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Release pairs with the Acquire in `replace`.
+        RUNNING.fetch_sub(1, Ordering::Release);
+    }
+}
