@@ -393,7 +393,7 @@ fn emulate<I: Inbox>(
 }
 
 /// Stands for IA32_APIC_BASE where a page offset is expected.
-const BASE: u32 = u32::MAX & !0xf;
+const BASE: u32 = !0xf;
 const X2APIC_ON: u32 = 0xfee0_0d00;
 
 /// Registers whose page words must agree. PPR is computed on demand by plain emulation, EOI and self-IPI hold nothing,
