@@ -1,0 +1,214 @@
+//! The loop of a vCPU: before entry, enter, after exit.
+
+use apicv::{EntryInput, Exit, Outcome};
+use vlapic_core::{Effect, Event, LvtEntry, Register};
+use vlapic_hal::Vmcs;
+
+use super::guest::{Answer, Op};
+use super::{Hypervisor, KICK, NOTIFICATION, Run, WAKEUP};
+use crate::model::{self, ExitReason, Shadow, VmExit, field};
+
+/// More entries in a row than any guest operation needs.
+const TOO_MANY_ENTRIES: usize = 64;
+
+impl Hypervisor<'_> {
+    /// Brings a vCPU into guest mode. `false` if it sleeps, waits for its SIPI, or is on no CPU.
+    ///
+    /// # Panics
+    /// If the processor refuses the VMCS, or the vCPU exits again and again without running.
+    pub fn enter(&mut self, index: usize) -> bool {
+        for _ in 0..TOO_MANY_ENTRIES {
+            if self.vcpus[index].run != Run::Ready && !self.take_events(index) {
+                return false;
+            }
+            let Some(cpu) = self.vcpus[index].cpu else { return false };
+            if self.machine.cores[cpu].in_guest() && !self.vcpus[index].kicked {
+                return true;
+            }
+            if self.machine.cores[cpu].in_guest() {
+                let exit = self.machine.cores[cpu].external_interrupt(KICK);
+                self.after_outcome(index, exit);
+                continue;
+            }
+            if !self.take_events(index) {
+                return false;
+            }
+            self.turn(index);
+        }
+        panic!("vCPU {index} does not get to run");
+    }
+
+    /// One entry, and what the processor does before the first instruction.
+    fn turn(&mut self, index: usize) {
+        let cpu = self.vcpus[index].cpu.expect("a CPU");
+        self.vcpus[index].kicked = false;
+        let injects = self.vcpus[index].injects;
+        let vcpu = &mut self.vcpus[index];
+        let input = EntryInput {
+            now: self.now,
+            cpu: cpu as u32,
+            interruptible: vcpu.interrupt_flag && injects.is_none(),
+            pending: self.contrast.is_none().then(|| &self.storage.pending[index]),
+        };
+        let core = &mut self.machine.cores[cpu];
+        let entry = vcpu.driver.before_entry(core, input).expect("VMREAD and VMWRITE");
+        vcpu.entry = Some(entry);
+        if entry.event && injects.is_none() && entry.injected.is_none() {
+            return;
+        }
+        if let Some(vector) = injects {
+            let information = 1 << 31 | 2 << 8 | u64::from(vector);
+            write(core, field::ENTRY_INTERRUPTION_INFO, information);
+        }
+        let exit_by = if entry.event { Some(self.now) } else { entry.exit_by };
+        let ticks = exit_by.map_or(u64::from(u32::MAX), |time| time.saturating_sub(self.now));
+        write(core, field::PREEMPTION_TIMER, ticks.min(u64::from(u32::MAX)));
+        let entered = core.vm_entry().expect("controls that the processor accepts");
+        vcpu.injects = None;
+        assert_eq!(
+            entered.injected,
+            injects.or(entry.injected.map(vlapic_core::Vector::get)),
+            "what was injected is what the driver said"
+        );
+        vcpu.taken.extend(entry.injected.map(vlapic_core::Vector::get));
+        if let Some(exit) = entered.exit {
+            self.after_exit(index, exit, None);
+        }
+    }
+
+    /// INIT, SIPI, NMI and the like. Whether the vCPU is to run.
+    fn take_events(&mut self, index: usize) -> bool {
+        while self.vcpus[index].injects.is_none()
+            && let Some(event) = self.vcpus[index].driver.apic_mut().take_event()
+        {
+            let vcpu = &mut self.vcpus[index];
+            vcpu.events.push(event);
+            match event {
+                Event::Init { waits: true } => vcpu.run = Run::WaitsForSipi,
+                Event::Init { .. } | Event::Startup { .. } => {
+                    vcpu.run = Run::Ready;
+                    vcpu.interrupt_flag = true;
+                }
+                Event::Nmi => {
+                    vcpu.run = Run::Ready;
+                    vcpu.injects = Some(2);
+                }
+                _ => {}
+            }
+        }
+        self.vcpus[index].run == Run::Ready
+    }
+
+    /// Takes everything that the guest takes between two instructions.
+    pub fn boundaries(&mut self, index: usize) {
+        while self.enter(index) {
+            let flag = self.vcpus[index].interrupt_flag;
+            match self.core(index).boundary(flag, Shadow::None) {
+                model::Outcome::Nothing => return,
+                outcome => self.after_outcome(index, outcome),
+            }
+        }
+    }
+
+    pub(super) fn after_outcome(&mut self, index: usize, outcome: model::Outcome) {
+        match outcome {
+            model::Outcome::Delivered(vector) => self.vcpus[index].taken.push(vector),
+            model::Outcome::Exit(exit) => {
+                let _ = self.after_exit(index, exit, None);
+            }
+            _ => {}
+        }
+    }
+
+    /// Handles an exit; `op` is the guest's instruction, if it was one. Its answer if that is complete.
+    pub(super) fn after_exit(&mut self, index: usize, exit: VmExit, op: Option<Op>) -> Answer {
+        let vcpu = &mut self.vcpus[index];
+        vcpu.exits += 1;
+        let apic_exit = Exit { reason: exit.reason as u16, qualification: exit.qualification };
+        match vcpu.driver.after_exit(apic_exit, self.now) {
+            Outcome::Done(effect) => {
+                let svr = exit.reason == ExitReason::ApicWrite && exit.qualification == 0x0f0;
+                self.carry_out(index, effect);
+                if svr {
+                    self.svr_was_written(index);
+                }
+                Answer::Done
+            }
+            Outcome::Decode(access) => {
+                let op = op.expect("an instruction made the access");
+                assert_eq!(Some(access.offset), op.window_offset(), "the offset of the access");
+                self.emulate(index, op)
+            }
+            _ => match (exit.reason, op) {
+                (ExitReason::ExternalInterrupt, _) => {
+                    self.host_interrupt(index, exit.interruption_info as u8);
+                    Answer::Done
+                }
+                (_, Some(op)) => self.emulate(index, op),
+                _ => Answer::Done,
+            },
+        }
+    }
+
+    /// The host's handler of the interrupt that ended the guest's turn.
+    fn host_interrupt(&mut self, index: usize, vector: u8) {
+        let cpu = self.vcpus[index].cpu.expect("a CPU");
+        self.machine.cores[cpu].physical.end_of_interrupt();
+        self.handle(cpu, vector);
+    }
+
+    pub(super) fn handle(&mut self, cpu: usize, vector: u8) {
+        match vector {
+            WAKEUP => self.wake_sleepers(cpu),
+            KICK | NOTIFICATION => {}
+            _ => panic!("the host has no handler for {vector:#x}"),
+        }
+    }
+
+    /// What a write asked of the hypervisor.
+    pub(super) fn carry_out(&mut self, index: usize, effect: Effect) {
+        match effect {
+            Effect::Ipi(message) => {
+                let receipts: Vec<_> = self.vm.send(&message, Some(index)).collect();
+                for (target, receipt) in receipts {
+                    self.notify(target, receipt.notify);
+                }
+            }
+            Effect::EndOfInterrupt(vector) => self.vcpus[index].broadcasts.push(vector.get()),
+            Effect::BaseChanged { .. } => self.mode_changed(index),
+            _ => {}
+        }
+    }
+
+    fn mode_changed(&mut self, index: usize) {
+        let cpu = self.vcpus[index].cpu.expect("a CPU");
+        let bitmap = Some(self.storage.bitmap(index));
+        let core = &mut self.machine.cores[cpu];
+        let driver = &mut self.vcpus[index].driver;
+        let _ = driver.mode_changed(core, &self.capabilities, bitmap).expect("a known mode");
+    }
+
+    /// An exit told of a write to SVR.
+    pub(super) fn svr_was_written(&mut self, index: usize) {
+        if let Some(contrast) = &mut self.contrast {
+            let notify = contrast.svr_written(index, &self.slots[index], &self.storage.pending);
+            self.notify(index, notify);
+        }
+    }
+
+    /// Raises a local event of the vCPU's own.
+    pub fn local_event(&mut self, index: usize, entry: LvtEntry) {
+        let receipt = self.slots[index].local_event(entry);
+        self.notify(index, receipt.notify);
+        self.settle();
+    }
+
+    /// Whether the guest would see a register in its page without an exit: the page's word.
+    pub fn page_word(&self, index: usize, register: Register) -> u32 {
+        self.slots[index].page().read(register)
+    }
+}
+
+fn write(core: &mut model::Core<'_>, encoding: u32, value: u64) {
+    core.write(vlapic_hal::VmcsField::new(encoding), value).expect("a field that exists");
+}
