@@ -62,7 +62,7 @@ pub(crate) fn print_upcalls(
         "SVR is written",
         "who",
         "mode",
-        "IRR clean before enable",
+        "IRR clean while disabled",
         "upcalls expected",
         "seen",
         "exits",
@@ -75,6 +75,7 @@ pub(crate) fn print_upcalls(
             "emulated" => "by emulation (an exit for the access)",
             "apic-write" => "by APIC-write exit",
             "silent" => "silently (no exit)",
+            "silent-disable" => "silently off, event, silently on",
             other => other,
         };
         let who = match row.who {
