@@ -67,7 +67,7 @@ impl Capabilities {
         Ok(Self { basic, pin, primary, secondary, tertiary, exit, physical_address_bits: 52 })
     }
 
-    /// With physical addresses of `bits` bits, as CPUID 8000_0008:EAX[7:0] says. Addresses beyond
+    /// With physical addresses of `bits` bits, as bits 7:0 of CPUID 8000_0008 EAX say. Addresses beyond
     /// are then refused with a name before the processor fails a VM entry over them.
     #[must_use]
     pub const fn with_physical_address_bits(mut self, bits: u8) -> Self {
@@ -231,5 +231,102 @@ impl AllowedSettings {
     #[must_use]
     pub const fn adjust(self, word: u32) -> u32 {
         (word | self.must_be_1) & self.may_be_1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vlapic_hal::fake::FixedMsrs;
+    use vlapic_hal::wrap::{Fault, FaultInjector, When};
+
+    use super::*;
+    use crate::machines::{self, SAPPHIRE_RAPIDS};
+
+    #[test]
+    fn what_bochs_shows() {
+        let caps = Capabilities::detect(&FixedMsrs(&SAPPHIRE_RAPIDS)).unwrap();
+        for feature in Feature::ALL {
+            assert_eq!(caps.supports(feature), feature != Feature::IpiVirtualization, "{feature}");
+        }
+        assert!(caps.has_secondary_controls() && caps.has_tertiary_controls());
+        assert!(caps.has_msr_bitmaps() && caps.has_acknowledge_on_exit());
+        assert!(caps.has_external_interrupt_exiting());
+        assert_eq!(caps.vmcs_revision(), 0x2b);
+        assert_eq!(caps.primary().must_be_1(), 0x0400_6172, "the true MSR");
+        assert_eq!(caps.pin().may_be_1(), 0xff);
+        assert_eq!(caps.tertiary().bits(), 0x80);
+    }
+
+    /// One bit of one MSR decides each feature.
+    #[test]
+    fn each_feature_has_its_bit() {
+        for (feature, msr, bit) in [
+            (Feature::TprShadow, 0x48e, 53),
+            (Feature::ApicAccess, 0x48b, 32),
+            (Feature::X2Apic, 0x48b, 36),
+            (Feature::RegisterVirtualization, 0x48b, 40),
+            (Feature::VirtualInterruptDelivery, 0x48b, 41),
+            (Feature::PostedInterrupts, 0x48d, 39),
+            (Feature::IpiVirtualization, 0x492, 4),
+        ] {
+            let caps = machines::lacking(&[(msr, 1 << bit)]);
+            for other in Feature::ALL {
+                assert_eq!(caps.supports(other), other != feature, "{other} without {feature}");
+            }
+        }
+        assert!(!machines::lacking(&[(0x48d, 1 << 32)]).has_external_interrupt_exiting());
+        assert!(!machines::lacking(&[(0x48e, 1 << 60)]).has_msr_bitmaps());
+        assert!(!machines::lacking(&[(0x48f, 1 << 47)]).has_acknowledge_on_exit());
+    }
+
+    /// The table has no other MSRs, so reading one fails.
+    #[test]
+    fn msrs_that_do_not_exist_are_not_read() {
+        let old = [(0x480, 4), (0x481, 0x1f_0000_0016), (0x482, 0), (0x483, 0)];
+        let caps = Capabilities::detect(&FixedMsrs(&old)).unwrap();
+        assert!(!caps.has_secondary_controls() && !caps.has_tertiary_controls());
+        assert!(Feature::ALL.into_iter().all(|feature| !caps.supports(feature)));
+        let no_tertiary =
+            [(0x480, 4), (0x481, 0), (0x482, 1 << 63 | 1 << 53), (0x483, 0), (0x48b, 1 << 32)];
+        let caps = Capabilities::detect(&FixedMsrs(&no_tertiary)).unwrap();
+        assert!(caps.supports(Feature::TprShadow) && caps.supports(Feature::ApicAccess));
+        assert!(!caps.supports(Feature::X2Apic));
+    }
+
+    #[test]
+    fn a_read_that_fails_is_handed_on() {
+        for (msr, _) in
+            SAPPHIRE_RAPIDS.into_iter().filter(|row| ![0x481, 0x482, 0x483].contains(&row.0))
+        {
+            let error = MsrError::GeneralProtection(msr);
+            let fault = Fault::ReadMsr { msr: Some(msr), error };
+            let msrs = FaultInjector::new(FixedMsrs(&SAPPHIRE_RAPIDS), [(When::Always, fault)]);
+            assert_eq!(Capabilities::detect(&msrs), Err(error));
+            assert_eq!(msrs.struck(), 1);
+        }
+    }
+
+    #[test]
+    fn address_width() {
+        let caps = machines::full();
+        assert_eq!(caps.address_bits(), 46);
+        assert!(caps.can_address(PhysAddr::new((1 << 46) - 1)));
+        assert!(!caps.can_address(PhysAddr::new(1 << 46)));
+        let limited = machines::with(&[(0x480, 0x00db_0400_0000_002b)]);
+        assert_eq!(limited.address_bits(), 32);
+        assert!(limited.can_address(PhysAddr::new(0xffff_ffff)));
+        assert!(!limited.can_address(PhysAddr::new(1 << 32)));
+        assert_eq!(caps.with_physical_address_bits(255).address_bits(), 52);
+    }
+
+    #[test]
+    fn allowed_settings() {
+        let allowed = AllowedSettings::from_msr(0x0000_00ff_0000_0016);
+        assert!(allowed.allows(0x81) && !allowed.allows(0x180));
+        assert_eq!(allowed.refused(0x116), 0x100, "must be 0");
+        assert_eq!(allowed.refused(0x02), 0x14, "must be 1");
+        assert_eq!(allowed.refused(0x97), 0);
+        assert_eq!(allowed.adjust(0x181), 0x97);
+        assert_eq!(AllowedSettings::NONE.refused(0), 0);
     }
 }

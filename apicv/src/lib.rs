@@ -17,22 +17,28 @@
 extern crate std;
 
 mod capability;
+mod check;
 mod control;
 mod control_set;
 mod descriptor;
 mod entry;
 mod eoi_exit;
 mod exit;
+#[cfg(test)]
+mod machines;
 mod msr_bitmap;
 mod negotiate;
+mod pid_table;
 mod posting;
 mod program;
 mod run_state;
 mod vcpu;
 
 pub mod field;
+pub mod irte;
 
 pub use capability::{AllowedSettings, Capabilities};
+pub use check::{Inconsistent, check};
 pub use control::{
     ExitControls, PinControls, PrimaryControls, SecondaryControls, TertiaryControls,
 };
@@ -42,6 +48,7 @@ pub use entry::{Entry, EntryInput};
 pub use exit::{AccessKind, ApicAccess, Exit, Outcome, reason};
 pub use msr_bitmap::MsrBitmap;
 pub use negotiate::{Feature, Features, Grant, Reason, Wanted, negotiate};
+pub use pid_table::{PidEntry, PidTable, PidTableError};
 pub use posting::{HostMode, NotificationVectors, Posting};
 pub use program::{Addresses, ProgramError, Structure, Translations, program, reprogram_for_mode};
 pub use vcpu::{SvrWrites, Vcpu};

@@ -213,16 +213,9 @@ mod tests {
     use std::format;
 
     use super::*;
+    use crate::machines::every_set;
 
     const MODES: [Mode; 3] = [Mode::Disabled, Mode::XApic, Mode::X2Apic];
-
-    /// Every set of features, closed under dependencies or not.
-    fn every_set() -> impl Iterator<Item = Features> {
-        (0..1u32 << Feature::COUNT).map(|bits| {
-            let features = Feature::ALL.into_iter();
-            features.filter(|feature| bits & 1 << *feature as u32 != 0).collect()
-        })
-    }
 
     /// What may go unintercepted, register by register: name, MSR, read, write.
     /// `a`: with APIC-register virtualization; `v`: and with virtual-interrupt delivery; `d`: with

@@ -4,7 +4,7 @@ use core::error::Error;
 use core::fmt;
 
 use vlapic_core::Mode;
-use vlapic_hal::{PhysAddr, Vmcs, VmcsError};
+use vlapic_hal::{PhysAddr, Vmcs, VmcsError, VmcsField};
 
 use crate::capability::Capabilities;
 use crate::control::{PrimaryControls, SecondaryControls};
@@ -50,7 +50,7 @@ pub fn program(
     }
     let old = ControlSet::read(vmcs)?;
     let mut new = old.with_features(features, mode, caps);
-    if addresses.msr_bitmap.is_some() {
+    if addresses.msr_bitmap.is_some() && caps.has_msr_bitmaps() {
         new.primary = new.primary.with(PrimaryControls::USE_MSR_BITMAPS);
     }
     check_controls(&new, caps)?;
@@ -59,7 +59,7 @@ pub fn program(
     if let Some((bitmap, _)) = addresses.msr_bitmap {
         bitmap.intercept_all_x2apic();
     }
-    addresses.write(vmcs, features)?;
+    addresses.write(vmcs, caps, features)?;
     if features.contains(Feature::PostedInterrupts) {
         vmcs.write(field::POSTED_INTERRUPT_NOTIFICATION_VECTOR, notification_vector.into())?;
     }
@@ -128,7 +128,8 @@ impl Addresses<'_> {
             if !address.is_aligned(structure.alignment()) {
                 return Err(ProgramError::Misaligned(structure, address));
             }
-            if !caps.can_address(self.last_byte_of(structure, address)) {
+            let last_index = self.pid_pointer_table.map_or(0, |(_, last_index)| last_index);
+            if !caps.can_address(structure.last_byte(address, last_index)) {
                 return Err(ProgramError::OutOfReach(structure, address));
             }
         }
@@ -145,22 +146,19 @@ impl Addresses<'_> {
         }
     }
 
-    /// The others cannot cross a power of two of at least 64 that they are aligned to.
-    fn last_byte_of(&self, structure: Structure, address: PhysAddr) -> PhysAddr {
-        match (structure, self.pid_pointer_table) {
-            (Structure::PidPointerTable, Some((_, last_index))) => {
-                PhysAddr::new(address.as_u64().saturating_add(u64::from(last_index) * 8 + 7))
-            }
-            _ => address,
-        }
-    }
-
-    fn write(&self, vmcs: &mut impl Vmcs, features: Features) -> Result<(), VmcsError> {
+    fn write(
+        &self,
+        vmcs: &mut impl Vmcs,
+        caps: &Capabilities,
+        features: Features,
+    ) -> Result<(), VmcsError> {
         for structure in Structure::ALL {
             // A field whose feature the processor lacks may not exist.
-            if let Some(address) = self.of(structure)
-                && (features.contains(structure.feature()) || structure == Structure::MsrBitmap)
-            {
+            let used = match structure {
+                Structure::MsrBitmap => caps.has_msr_bitmaps(),
+                _ => features.contains(structure.feature()),
+            };
+            if used && let Some(address) = self.of(structure) {
                 vmcs.write(structure.field(), address.as_u64())?;
             }
         }
@@ -190,7 +188,7 @@ pub enum Structure {
 }
 
 impl Structure {
-    const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 5] = [
         Self::VirtualApicPage,
         Self::ApicAccessPage,
         Self::PostedInterruptDescriptor,
@@ -220,7 +218,18 @@ impl Structure {
         }
     }
 
-    const fn field(self) -> vlapic_hal::VmcsField {
+    /// The last byte that has to be within reach. The others cannot cross a power of two that is
+    /// beyond their alignment; the PID-pointer table can.
+    pub(crate) const fn last_byte(self, address: PhysAddr, last_index: u16) -> PhysAddr {
+        match self {
+            Self::PidPointerTable => {
+                PhysAddr::new(address.as_u64().saturating_add(last_index as u64 * 8 + 7))
+            }
+            _ => address,
+        }
+    }
+
+    pub(crate) const fn field(self) -> VmcsField {
         match self {
             Self::VirtualApicPage => field::VIRTUAL_APIC,
             Self::ApicAccessPage => field::APIC_ACCESS,
@@ -344,3 +353,6 @@ fn translations(
 const fn virtualizes_accesses(controls: &ControlSet) -> bool {
     controls.secondary.contains(SecondaryControls::VIRTUALIZE_APIC_ACCESSES)
 }
+
+#[cfg(test)]
+mod tests;
