@@ -2,7 +2,9 @@
 
 mod contrast;
 mod guests;
+mod posts;
 mod record;
+mod stage;
 mod upcall;
 mod upcall_guest;
 
@@ -91,7 +93,7 @@ pub(crate) fn equal(
     if seen == expected { Ok(()) } else { Err(Failure::Differs { what, expected, seen }) }
 }
 
-const GROUPS: &[&[Case]] = &[upcall::CASES];
+const GROUPS: &[&[Case]] = &[upcall::CASES, posts::CASES];
 
 /// Runs what the command line asks for; whether nothing failed.
 pub(crate) fn run(line: &CommandLine) -> bool {

@@ -1,7 +1,7 @@
 //! Upcalls that are neither early, lost nor doubled, however the guest enables its APIC.
 //!
-//! The story is Xen's. One vCPU registers the upcall vector for another and makes an event pending, before the other has
-//! even been started. The other then does as Linux does: looks for stale bits in IRR and ISR, enables its APIC, and expects
+//! The story is Xen's. One vCPU registers the upcall vector for another and makes an event pending, before the other is
+//! started, or while it runs with its APIC disabled. The other then does as Linux does: looks for stale bits in IRR and ISR, enables its APIC, and expects
 //! one upcall. Beside the driver the same is done by [`contrast`](super::contrast), which caches the enable bit.
 
 use core::sync::atomic::Ordering;
@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 use apicv::SvrWrites;
 
 use super::contrast::CONTRAST;
-use super::upcall_guest::{self, UPCALL, word};
+use super::upcall_guest::{self, UPCALL, act, word};
 use super::{Case, Failure, Mode, Setting, check, equal};
 use crate::guest::{Eoi, hypercall};
 use crate::hypervisor::vm::silent_page;
@@ -148,7 +148,7 @@ fn each_way(
     Ok(())
 }
 
-/// The story: registered and pending before the APIC is enabled.
+/// The story: registered and pending before the APIC is enabled, and before or after the vCPU is started.
 fn enable(
     setting: Setting,
     way: Way,
@@ -156,14 +156,15 @@ fn enable(
     teller: &'static Teller,
     verdict: Verdict<'_>,
 ) -> Result<(), Failure> {
+    run(setting, way, eoi, teller, act::BEFORE_INIT, None, verdict)?;
     let printed = (shown(setting, way) && eoi == Eoi::First).then_some(way.name());
-    run(setting, way, eoi, teller, upcall_guest::ENABLES, printed, verdict)
+    run(setting, way, eoi, teller, act::WHILE_DISABLED, printed, verdict)
 }
 
 /// Its converse: an event while the APIC is disabled again, by a store that nobody was told of.
 fn disable(setting: Setting, teller: &'static Teller, verdict: Verdict<'_>) -> Result<(), Failure> {
     let printed = (setting.level == Level::Posted).then_some("silent-disable");
-    run(setting, Way::Silent, Eoi::First, teller, upcall_guest::DISABLES, printed, verdict)
+    run(setting, Way::Silent, Eoi::First, teller, act::DISABLED_AGAIN, printed, verdict)
 }
 
 fn run(
@@ -188,8 +189,9 @@ fn run(
     context.set_handling(UPCALL, eoi, Some(upcall_guest::clear_pending));
     let silent = if way == Way::Silent { silent_page(1) } else { 0 };
     context.word(word::SILENT_PAGE).store(silent, Ordering::Relaxed);
-    machine.set_program(1, upcall_guest::started, act | super::guests::argument(setting.mode));
-    machine.set_program(0, upcall_guest::controls, super::guests::argument(setting.mode));
+    let argument = act | super::guests::argument(setting.mode);
+    machine.set_program(1, upcall_guest::started, argument);
+    machine.set_program(0, upcall_guest::controls, argument);
     machine.start_on(1, 1);
     let first = machine.run_here(0);
     let second = if first.is_ok() {

@@ -135,6 +135,7 @@ impl Loop<'_> {
     }
 
     fn after_exit(&mut self, exit: &vmx::Exit) -> Result<Next, HypervisorError> {
+        (self.machine.config.at_exit)(self.machine, self.index, exit, &mut self.current);
         let [_, rcx, ..] = *self.current.general();
         if exit.idt_vectoring.is_valid() {
             self.current.reinject(exit)?;

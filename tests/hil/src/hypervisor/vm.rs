@@ -10,7 +10,7 @@ use super::{HypervisorError, Level, storage, vcpu};
 use crate::guest::{self, Context, MAX_VCPUS, Program};
 use crate::machine::{apic, smp};
 use crate::vmx::ept::{Ept, MemoryType, Permissions};
-use crate::vmx::vcpu::Exits;
+use crate::vmx::vcpu::{Current, Exits};
 use crate::vmx::{self, capability};
 
 /// Physical vectors of this hypervisor. None of them is the physical SVR's vector: Bochs ignores an EOI for that one
@@ -38,6 +38,8 @@ pub(crate) struct Config {
     pub(crate) on_call: fn(&VirtualMachine, usize, u64, u64, u64) -> u64,
     /// Told of each exit that the guest caused, after it was handled: (VM, vCPU, exit, RCX at the exit).
     pub(crate) on_exit: fn(&VirtualMachine, usize, &vmx::Exit, u64),
+    /// Shown every exit before it is handled, and given the VMCS: (VM, vCPU, exit, the vCPU).
+    pub(crate) at_exit: fn(&VirtualMachine, usize, &vmx::Exit, &mut Current<'_>),
 }
 
 impl Config {
@@ -51,6 +53,7 @@ impl Config {
             real_mode: false,
             on_call: |_, _, _, _, _| 0,
             on_exit: |_, _, _, _| {},
+            at_exit: |_, _, _, _| {},
         }
     }
 }
@@ -249,6 +252,11 @@ impl VirtualMachine {
         self.runners[index].cpu.store(cpu.unwrap_or(Runner::NOWHERE), Ordering::SeqCst);
     }
 
+    /// Whether vCPU `index` is in its loop on some CPU, after RESET: from then on it receives messages.
+    pub(crate) fn is_up(&self, index: usize) -> bool {
+        self.runners[index].cpu.load(Ordering::SeqCst) != Runner::NOWHERE
+    }
+
     /// Whether the vCPU has been told to look; asking clears it.
     pub(super) fn take_request(&self, index: usize) -> bool {
         self.runners[index].requested.swap(false, Ordering::SeqCst)
@@ -290,8 +298,13 @@ pub(super) fn addresses(index: usize) -> apicv::Addresses<'static> {
     }
 }
 
-pub(super) fn msr_bitmap(index: usize) -> &'static MsrBitmap {
+pub(crate) fn msr_bitmap(index: usize) -> &'static MsrBitmap {
     &MSR_BITMAPS[index]
+}
+
+/// The page whose accesses the processor catches.
+pub(crate) fn apic_access_page() -> &'static ApicPage {
+    &APIC_ACCESS_PAGE
 }
 
 /// Where the guest sees the APIC page of vCPU `index` as plain memory.
