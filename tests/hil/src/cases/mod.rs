@@ -126,6 +126,10 @@ fn asked(line: &CommandLine, setting: Setting) -> bool {
 fn run_one(case: &Case, setting: Setting) -> bool {
     let (level, mode) = (setting.level.name(), setting.mode.name());
     println!("HIL-RUN case={} level={level} mode={mode}", case.name);
+    crate::log!(
+        "frames {}",
+        crate::machine::memory::NEXT.load(core::sync::atomic::Ordering::Relaxed)
+    );
     let result = if crate::machine::smp::cpu_count() < case.cpus {
         Err(Failure::Skip("not enough CPUs"))
     } else {

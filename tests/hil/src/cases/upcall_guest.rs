@@ -28,7 +28,7 @@ pub(super) mod act {
 
 /// Words of the started vCPU's context.
 pub(super) mod word {
-    /// Bits of IRR and ISR that were set while the APIC was disabled.
+    /// Bits of IRR and ISR that were set while the APIC was disabled, and upcalls that were taken then.
     pub(in super::super) const STALE: usize = 0;
     /// Upcalls that came.
     pub(in super::super) const SEEN: usize = 1;
@@ -95,7 +95,8 @@ fn story(context: &'static Context, argument: u64) -> Result<(), Fault> {
         context.word(word::READY).store(1, Ordering::Release);
         cpu::wait(PATIENCE, || context.word(word::GO).load(Ordering::Acquire) != 0);
     }
-    context.word(word::STALE).store(stale_bits(context)?, Ordering::Relaxed);
+    let early = u64::from(context.count(UPCALL));
+    context.word(word::STALE).store(stale_bits(context)? | early, Ordering::Relaxed);
     write_svr(context, 0x1ff)?;
     cpu::wait(PATIENCE, || context.count(UPCALL) != 0);
     // A second write that leaves it enabled is no new event.
