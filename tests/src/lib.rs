@@ -4,3 +4,4 @@ pub mod contrast;
 pub mod demo;
 pub mod hypervisor;
 pub mod model;
+pub mod plain;
