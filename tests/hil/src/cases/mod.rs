@@ -2,6 +2,7 @@
 
 mod contrast;
 mod guests;
+mod level;
 mod posts;
 mod record;
 mod stage;
@@ -93,7 +94,7 @@ pub(crate) fn equal(
     if seen == expected { Ok(()) } else { Err(Failure::Differs { what, expected, seen }) }
 }
 
-const GROUPS: &[&[Case]] = &[upcall::CASES, posts::CASES];
+const GROUPS: &[&[Case]] = &[upcall::CASES, posts::CASES, level::CASES];
 
 /// Runs what the command line asks for; whether nothing failed.
 pub(crate) fn run(line: &CommandLine) -> bool {

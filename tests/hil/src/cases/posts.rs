@@ -103,7 +103,7 @@ fn posts(setting: Setting, target: Target) -> Result<(), Failure> {
     let mut config = Config::new(setting.level, 1);
     config.on_call = on_call;
     let argument = guests::argument(setting.mode) | (target as u64) << 1;
-    let stage = Stage::new(config, taker, argument)?;
+    let stage = Stage::run(config, taker, argument)?;
     stage.wait_phase(0, 1)?;
     let exits = stage.machine.guest_exits(0);
     let sender = send(&stage, amount(setting, target), target)?;

@@ -6,8 +6,8 @@ use vlapic_core::{Address, Delivery, Destination, Message, Outcome, Receipt, Slo
 use vlapic_hal::Clock;
 use vlapic_hal::x86::TscClock;
 
-use super::{Failure, check};
-use crate::guest::{Context, Program};
+use super::{Failure, Mode, check, guests};
+use crate::guest::{Context, Program, apic, cpu};
 use crate::hypervisor::{Config, VirtualMachine};
 use crate::machine::smp;
 
@@ -32,33 +32,35 @@ pub(super) struct Stage {
 
 impl Stage {
     /// Runs `program` on all vCPUs; vCPU `n` is on CPU `n + 1`. All but the first have had INIT and SIPI.
-    pub(super) fn new(config: Config, program: Program, argument: u64) -> Result<Self, Failure> {
-        let stage = Self::waiting(config, program, argument)?;
+    pub(super) fn run(config: Config, program: Program, argument: u64) -> Result<Self, Failure> {
+        let stage = Self::new(config)?;
+        stage.launch(program, argument)?;
         (1..stage.vcpus).for_each(|index| stage.start(index));
         Ok(stage)
     }
 
-    /// As [`new`](Self::new), but all vCPUs except the first wait for INIT and SIPI.
-    pub(super) fn waiting(
-        config: Config,
-        program: Program,
-        argument: u64,
-    ) -> Result<Self, Failure> {
-        let machine = VirtualMachine::new(config)?;
-        let stage = Self { machine, vcpus: config.vcpus };
-        for index in 0..stage.vcpus {
-            stage.context(index).word(INDEX).store(index as u64, Ordering::Relaxed);
-            machine.set_program(index, program, argument);
-            machine.start_on(index, index + 1);
+    /// The VM alone: the contexts can be prepared.
+    pub(super) fn new(config: Config) -> Result<Self, Failure> {
+        Ok(Self { machine: VirtualMachine::new(config)?, vcpus: config.vcpus })
+    }
+
+    /// Brings the vCPUs up: the first runs `program`, the others wait for INIT and SIPI.
+    pub(super) fn launch(&self, program: Program, argument: u64) -> Result<(), Failure> {
+        for index in 0..self.vcpus {
+            self.context(index).word(INDEX).store(index as u64, Ordering::Relaxed);
+            self.machine.set_program(index, program, argument);
+            self.machine.start_on(index, index + 1);
         }
-        for index in 0..stage.vcpus {
-            let up = || machine.is_up(index) || smp::is_idle(index + 1);
+        (0..self.vcpus).try_for_each(|index| {
+            let up = || self.machine.is_up(index) || smp::is_idle(index + 1);
             check(patient(up), "a vCPU does not come up")?;
-            if smp::is_idle(index + 1) && !machine.is_up(index) {
-                machine.join(index, index + 1)?;
+            if smp::is_idle(index + 1)
+                && self.context(index).word(PHASE).load(Ordering::Acquire) == 0
+            {
+                self.machine.join(index, index + 1)?;
             }
-        }
-        Ok(stage)
+            Ok(())
+        })
     }
 
     /// INIT and SIPI.
@@ -138,6 +140,38 @@ impl Drop for Stage {
                 smp::wait_idle(index + 1);
             }
         }
+    }
+}
+
+/// A plain program: takes what comes until it is told to go. Its argument is [`taker_argument`]'s.
+pub(super) extern "C" fn taker(context: &'static Context, argument: u64) -> u64 {
+    if guests::enter_mode(context, guests::mode(argument)).is_err()
+        || apic::write(context, apic::SVR, argument >> 32).is_err()
+    {
+        return 1;
+    }
+    cpu::interrupts_on();
+    reach(context, 1);
+    while context.word(GO).load(Ordering::Acquire) == 0 {
+        core::hint::spin_loop();
+    }
+    0
+}
+
+/// For [`taker`]: the mode, and what it writes to SVR.
+pub(super) fn taker_argument(mode: Mode, svr: u32) -> u64 {
+    guests::argument(mode) | u64::from(svr) << 32
+}
+
+/// A program says that it has come to `phase`.
+pub(super) fn reach(context: &Context, phase: u64) {
+    context.word(PHASE).store(phase, Ordering::Release);
+}
+
+/// A program waits until its case lets it go to `phase`.
+pub(super) fn wait_go(context: &Context, phase: u64) {
+    while context.word(GO).load(Ordering::Acquire) < phase {
+        core::hint::spin_loop();
     }
 }
 
