@@ -19,10 +19,12 @@
 extern crate std;
 
 mod access;
+mod backend;
 mod base;
 mod destination;
 mod display;
 mod effect;
+mod emulated;
 mod esr;
 mod fault;
 mod icr;
@@ -49,9 +51,11 @@ mod vm;
 mod write;
 
 pub use access::{Access, reserved_in_x2apic, stored_bits};
+pub use backend::{AccessKind, Backend, Entry, EntryInput, ExitOutcome, SvrWrites, WindowAccess};
 pub use base::{ApicBase, IA32_APIC_BASE, Mode};
 pub use display::Display;
 pub use effect::Effect;
+pub use emulated::{Emulated, Injection};
 pub use esr::Errors;
 pub use fault::Fault;
 pub use icr::{Icr, IcrCommand};

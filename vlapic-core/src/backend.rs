@@ -1,0 +1,186 @@
+//! What every way of running a vCPU has in common: plain emulation, APICv, AVIC.
+//!
+//! A hypervisor's loop is the same for all three: entry work, enter, exit, carry the effect out.
+//! [`Backend`] is that loop's view of them. It is for static dispatch: the loop is generic, or
+//! matches on an enum of its own.
+
+use core::sync::atomic::AtomicU8;
+
+use crate::effect::Effect;
+use crate::inbox::Inbox;
+use crate::local::{LocalApic, Prepared};
+use crate::vector::Vector;
+
+/// A vCPU's local APIC together with the way its processor helps, if at all.
+///
+/// `C` is what an entry is prepared in: a VMCS, a VMCB, or
+/// [`Injection`](crate::Injection) for plain emulation. In the order of use:
+///
+/// 1. [`LocalApic::take_event`] on [`apic_mut`](Self::apic_mut) until there is none;
+/// 2. [`before_entry`](Self::before_entry), with this CPU's interrupts off from here to the entry;
+/// 3. the entry, unless [`Entry::event`] says that there is something to take first;
+/// 4. [`after_exit`](Self::after_exit), and the effect it returns;
+/// 5. [`block`](Self::block) where the guest halted, [`preempt`](Self::preempt) where the
+///    scheduler takes the CPU away.
+pub trait Backend<'s, C: ?Sized> {
+    /// Where the vCPU's accepted vectors wait.
+    type Inbox: Inbox + 's;
+    /// What the hypervisor tells of an exit.
+    type Exit;
+    /// What can go wrong with `C`.
+    type Error;
+
+    /// The architectural APIC.
+    fn apic(&self) -> &LocalApic<'s, Self::Inbox>;
+
+    /// The architectural APIC, for emulated accesses and events.
+    fn apic_mut(&mut self) -> &mut LocalApic<'s, Self::Inbox>;
+
+    /// Makes APIC and `controls` ready for an entry. Call it last, with interrupts of this CPU off
+    /// from here to the entry.
+    ///
+    /// # Errors
+    /// An access to `controls` that fails: do not enter. The call may be repeated.
+    fn before_entry(
+        &mut self,
+        controls: &mut C,
+        input: EntryInput<'_>,
+    ) -> Result<Entry, Self::Error>;
+
+    /// Handles `exit` if it is about the APIC. `now` is the guest's TSC.
+    ///
+    /// # Errors
+    /// An access to `controls` that fails.
+    fn after_exit(
+        &mut self,
+        controls: &mut C,
+        exit: &Self::Exit,
+        now: u64,
+    ) -> Result<ExitOutcome, Self::Error>;
+
+    /// The guest halted: puts the vCPU to sleep on the wakeup list of the CPU with physical APIC
+    /// ID `cpu`, on which the caller has put it. `false`: there is something to do, do not sleep.
+    ///
+    /// Whatever is posted after this call notifies; whatever was posted before it is seen by it.
+    #[must_use]
+    fn block(&mut self, cpu: u32, now: u64, pending: Option<&AtomicU8>) -> bool;
+
+    /// The scheduler takes the CPU away from a vCPU that wants to run on.
+    fn preempt(&mut self);
+}
+
+/// What the hypervisor says of the entry it prepares.
+#[derive(Clone, Copy, Debug)]
+pub struct EntryInput<'g> {
+    /// The guest's TSC.
+    pub now: u64,
+    /// The physical APIC ID of this CPU.
+    pub cpu: u32,
+    /// The guest can take an external interrupt at this entry: RFLAGS.IF is set, no interrupt
+    /// shadow, and no other event is to be injected. Only asked where the processor does not look
+    /// for itself.
+    pub interruptible: bool,
+    /// The guest's pending byte, if it uses upcalls.
+    pub pending: Option<&'g AtomicU8>,
+}
+
+/// What the hypervisor has to do for an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Entry {
+    /// Make the vCPU exit by this time, in guest TSC ticks (VMX-preemption timer or a timer of
+    /// the host): the APIC timer expires, or an owed upcall wants a look at SVR.
+    pub exit_by: Option<u64>,
+    /// An upcall is owed: have the guest's next SVR write exit.
+    pub intercept_svr: bool,
+    /// INIT, SIPI, NMI, SMI or ExtINT came in meanwhile: take it by [`LocalApic::take_event`] and
+    /// call `before_entry` again.
+    pub event: bool,
+    /// This vector is injected as an external interrupt by this entry; its IRR bit has moved to
+    /// ISR. If the entry exits before it is delivered, inject it again.
+    pub injected: Option<Vector>,
+}
+
+impl Entry {
+    /// The entry that follows from what [`LocalApic::prepare`] found at time `now`.
+    #[inline]
+    pub fn new(
+        prepared: Prepared,
+        injected: Option<Vector>,
+        svr_writes: SvrWrites,
+        now: u64,
+    ) -> Self {
+        let recheck = match svr_writes {
+            SvrWrites::Silent { recheck } if prepared.upcall_owed => {
+                Some(now.saturating_add(recheck))
+            }
+            _ => None,
+        };
+        let exit_by = match (prepared.deadline, recheck) {
+            (Some(timer), Some(recheck)) => Some(timer.min(recheck)),
+            (timer, recheck) => timer.or(recheck),
+        };
+        let intercept_svr = prepared.upcall_owed && svr_writes == SvrWrites::Interceptable;
+        Self { exit_by, intercept_svr, event: prepared.event, injected }
+    }
+}
+
+/// How a guest's write to SVR comes to the hypervisor's notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum SvrWrites {
+    /// It exits: emulated access, APIC-write exit, AVIC trap, or intercepted MSR.
+    #[default]
+    Exit,
+    /// It does not, but can be made to while an upcall is owed.
+    Interceptable,
+    /// It does not: while an upcall is owed the vCPU exits every `recheck` guest TSC ticks.
+    Silent {
+        /// The longest time, in guest TSC ticks, that an owed upcall waits after the guest has
+        /// enabled its APIC.
+        recheck: u64,
+    },
+}
+
+/// What a backend made of an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+#[non_exhaustive]
+pub enum ExitOutcome {
+    /// Not an APIC exit: the hypervisor's own.
+    NotOurs,
+    /// Handled. Carry the effect out and resume; RIP is already past the instruction.
+    Done(Effect),
+    /// The guest's instruction was not executed. Decode it, give the access to
+    /// [`LocalApic::read_mmio`] or [`LocalApic::write_mmio`], and step over it.
+    Decode(WindowAccess),
+}
+
+/// An access to the register window that the processor left to the hypervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowAccess {
+    /// Byte offset into the window. Undefined for [`AccessKind::Physical`] and
+    /// [`AccessKind::PhysicalEventDelivery`].
+    pub offset: u16,
+    /// What the access was.
+    pub kind: AccessKind,
+}
+
+/// What made an access to the register window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AccessKind {
+    /// A data read by an instruction.
+    Read,
+    /// A data write by an instruction.
+    Write,
+    /// An instruction fetch.
+    Fetch,
+    /// A linear access while an event was delivered.
+    EventDelivery,
+    /// A guest-physical access while an event was delivered.
+    PhysicalEventDelivery,
+    /// A guest-physical access of an instruction's fetch or execution.
+    Physical,
+    /// Any other, by the processor's number: accesses for monitoring and tracing.
+    Other(u8),
+}

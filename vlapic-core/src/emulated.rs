@@ -1,0 +1,125 @@
+//! Plain emulation: every access to the APIC exits, and interrupts are injected.
+
+use core::convert::Infallible;
+use core::sync::atomic::AtomicU8;
+
+use crate::backend::{Backend, Entry, EntryInput, ExitOutcome, SvrWrites};
+use crate::inbox::DirectInbox;
+use crate::local::LocalApic;
+use crate::slot::Slot;
+use crate::vector::Vector;
+
+/// The backend that asks nothing of the processor.
+///
+/// [`Backend::before_entry`] leaves what is to be programmed in an [`Injection`].
+#[derive(Debug)]
+pub struct Emulated<'s> {
+    apic: LocalApic<'s, DirectInbox>,
+    svr_writes: SvrWrites,
+}
+
+/// What plain emulation wants of an entry, for the hypervisor to program in its processor's way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Injection {
+    /// Inject this vector as an external interrupt. It has moved from IRR to ISR: if the entry
+    /// exits before it is delivered, inject it again.
+    pub vector: Option<Vector>,
+    /// Exit as soon as the guest could take an external interrupt: another one waits.
+    pub window: bool,
+    /// The guest's CR8, where a processor keeps one of its own.
+    pub cr8: u8,
+}
+
+impl<'s> Emulated<'s> {
+    /// Takes ownership of `slot` and resets its APIC. `bootstrap` makes the vCPU the BSP.
+    #[must_use]
+    pub fn new(slot: &'s Slot<'s, DirectInbox>, bootstrap: bool) -> Self {
+        Self { apic: LocalApic::new(slot, bootstrap), svr_writes: SvrWrites::Exit }
+    }
+
+    /// Says how SVR writes come to notice. With anything that lets the guest store to its page
+    /// unseen this must not stay at [`SvrWrites::Exit`].
+    pub const fn set_svr_writes(&mut self, svr_writes: SvrWrites) {
+        self.svr_writes = svr_writes;
+    }
+}
+
+impl<'s> Backend<'s, Injection> for Emulated<'s> {
+    type Inbox = DirectInbox;
+    /// No exit is the APIC's own: accesses are the hypervisor's to decode.
+    type Exit = ();
+    type Error = Infallible;
+
+    fn apic(&self) -> &LocalApic<'s, DirectInbox> {
+        &self.apic
+    }
+
+    fn apic_mut(&mut self) -> &mut LocalApic<'s, DirectInbox> {
+        &mut self.apic
+    }
+
+    fn before_entry(
+        &mut self,
+        injection: &mut Injection,
+        input: EntryInput<'_>,
+    ) -> Result<Entry, Infallible> {
+        let prepared = self.apic.prepare(input.now, input.pending);
+        let injected = self.apic.nominate().filter(|&vector| {
+            // Looking consumes nothing; only what is certain to be injected is committed.
+            input.interruptible && self.apic.commit(vector)
+        });
+        let window = self.apic.nominate().is_some();
+        let cr8 = self.apic.read_cr8() as u8;
+        *injection = Injection { vector: injected, window, cr8 };
+        Ok(Entry::new(prepared, injected, self.svr_writes, input.now))
+    }
+
+    fn after_exit(
+        &mut self,
+        _: &mut Injection,
+        (): &(),
+        _: u64,
+    ) -> Result<ExitOutcome, Infallible> {
+        Ok(ExitOutcome::NotOurs)
+    }
+
+    fn block(&mut self, _: u32, now: u64, pending: Option<&AtomicU8>) -> bool {
+        let prepared = self.apic.prepare(now, pending);
+        !prepared.event && self.apic.nominate().is_none()
+    }
+
+    fn preempt(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ApicPage, Profile, Register, Trigger};
+
+    #[test]
+    fn injects_one_and_asks_for_a_window_for_the_next() {
+        let page = ApicPage::new();
+        let slot = Slot::new(&page, 0, Profile::intel(), DirectInbox);
+        let mut vcpu = Emulated::new(&slot, true);
+        page.write(Register::Svr, 0x1FF);
+        let _ = slot.request(0x41, Trigger::Edge);
+        let _ = slot.request(0x92, Trigger::Edge);
+        let mut injection = Injection::default();
+        let mut input = EntryInput { now: 0, cpu: 0, interruptible: false, pending: None };
+
+        let entry = vcpu.before_entry(&mut injection, input).unwrap();
+        assert_eq!((entry.injected, injection.vector, injection.window), (None, None, true));
+        assert!(!vcpu.block(0, 0, None));
+
+        input.interruptible = true;
+        let entry = vcpu.before_entry(&mut injection, input).unwrap();
+        assert_eq!(entry.injected, Vector::new(0x92));
+        assert_eq!((injection.vector, injection.window), (Vector::new(0x92), false));
+        assert_eq!(page.isr().highest(), Vector::new(0x92));
+
+        let _ = vcpu.apic_mut().end_of_interrupt();
+        input.interruptible = false;
+        let _ = vcpu.before_entry(&mut injection, input).unwrap();
+        assert!(injection.window, "the lower one is deliverable now");
+    }
+}
