@@ -114,17 +114,15 @@ impl PostedDescriptor {
 
     /// Posts `vector`; any thread may call.
     ///
-    /// Locked OR on PIR, then on ON. A set bit or a set ON ends it early: whoever set it has
-    /// notified or is about to, and the target clears ON before it drains PIR, so it finds this
-    /// bit ([`drain`](Self::drain)).
+    /// Locked OR on PIR, then on ON. A set bit or a set ON ends it: whoever set it has notified or
+    /// is about to. The target clears ON, with a locked operation, before it looks at PIR: it
+    /// either comes after the OR here and so finds the bit, or before, and then this post sets ON
+    /// anew. ON is not looked at by a plain load first, which the OR on PIR would not order.
     #[inline]
     pub fn post(&self, vector: Vector) -> Post {
         let bit = 1u64 << (vector.get() & 63);
         let word = &self.pir[usize::from(vector.get() >> 6)];
         if word.fetch_or(bit, Ordering::SeqCst) & bit != 0 {
-            return Post::Coalesced;
-        }
-        if self.control().on() {
             return Post::Coalesced;
         }
         let before = Control(self.control.fetch_or(Control::ON, Ordering::SeqCst));
@@ -170,6 +168,15 @@ impl PostedDescriptor {
         }
     }
 
+    /// Forgets what was posted: ON first, then every word of PIR, zero or not, with a release, so
+    /// that a poster who comes later and finds its word cleared sees what went before this call.
+    pub(crate) fn clear(&self) {
+        self.control.fetch_and(!Control::ON, Ordering::SeqCst);
+        for word in &self.pir {
+            word.swap(0, Ordering::SeqCst);
+        }
+    }
+
     /// Replaces SN, NV and NDST, keeping ON, which others may set meanwhile; returns what was
     /// there.
     pub(crate) fn set_target(&self, sn: bool, nv: u8, ndst: u32) -> Control {
@@ -179,13 +186,24 @@ impl PostedDescriptor {
         }
     }
 
+    /// As [`set_target`](Self::set_target) with SN clear, but only while NV is `from`; else `None`.
+    pub(crate) fn retarget(&self, from: u8, ndst: u32) -> Option<Control> {
+        let replace = |word| {
+            let old = Control(word);
+            let new = Control::new(old.on(), false, from, ndst).bits();
+            (old.nv() == from && !old.sn()).then_some(new)
+        };
+        self.control.fetch_update(Ordering::SeqCst, Ordering::SeqCst, replace).ok().map(Control)
+    }
+
     /// Sets SN with a locked OR.
     pub(crate) fn suppress(&self) {
         self.control.fetch_or(Control::SN, Ordering::SeqCst);
     }
 
-    /// Sets ON if PIR has a bit, so that what VT-d posted under SN is not forgotten. SN must have
-    /// been cleared before.
+    /// Sets ON if PIR has a bit, so that what VT-d posted under SN is not forgotten; whether it has.
+    /// SN must have been cleared before. A poster that has set PIR and not yet ON then tells nobody,
+    /// so the caller has to look at PIR, or have somebody look, afterwards.
     pub(crate) fn recompute_on(&self) -> bool {
         fence(Ordering::SeqCst);
         let posted = self.has_posts();

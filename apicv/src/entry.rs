@@ -21,8 +21,8 @@ pub struct EntryInput<'g> {
     /// The physical APIC ID of this CPU.
     pub cpu: u32,
     /// The guest can take an external interrupt at this entry: RFLAGS.IF is set, no blocking by
-    /// STI or MOV SS, and no other event is to be injected. Only asked without virtual-interrupt
-    /// delivery; with it the processor looks for itself.
+    /// STI or MOV SS, and no other event is to be injected. `before_entry` only asks it without
+    /// virtual-interrupt delivery; with it the processor looks for itself.
     pub interruptible: bool,
     /// The guest's pending byte, if it uses upcalls.
     pub pending: Option<&'g AtomicU8>,
@@ -39,15 +39,17 @@ pub struct Entry {
     pub intercept_svr: bool,
     /// INIT, SIPI, NMI, SMI or ExtINT came in meanwhile: take it by
     /// [`LocalApic::take_event`](vlapic_core::LocalApic::take_event) and call `before_entry`
-    /// again.
+    /// again. No vector is injected along with it.
     pub event: bool,
-    /// This vector is injected as an external interrupt by this entry; its IRR bit has moved to
-    /// ISR. If the entry exits with it in the IDT-vectoring information, inject it again.
+    /// This call has put the vector into the VM-entry interruption information, and moved it from
+    /// IRR to ISR. If the entry is not made, the next call leaves it there, and reports `None`; if
+    /// the entry exits with it in the IDT-vectoring information, inject it again.
     pub injected: Option<Vector>,
 }
 
-/// VM-entry interruption information: valid, external interrupt (SDM Vol. 3C Table 24-13).
-const INJECT_EXTERNAL: u64 = 1 << 31;
+/// VM-entry interruption information, bit 31: valid. The type in bits 10:8 is 0 for external
+/// interrupts (SDM Vol. 3C Table 24-13).
+const VALID: u64 = 1 << 31;
 
 impl Vcpu<'_> {
     /// Makes APIC and VMCS ready for an entry. Call it last, with interrupts of this CPU off from
@@ -60,8 +62,11 @@ impl Vcpu<'_> {
     /// from the page as it stands each time, so nothing of an earlier life (INIT, import) is left
     /// in the VMCS.
     ///
+    /// Calling it and then not entering is harmless, as is calling it again.
+    ///
     /// # Errors
-    /// A VMREAD or VMWRITE that fails: do not enter. The call may be repeated.
+    /// A VMREAD or VMWRITE that fails: do not enter. The call may be repeated, nothing is lost: a
+    /// vector leaves IRR only once everything else has succeeded.
     #[inline]
     pub fn before_entry(
         &mut self,
@@ -70,15 +75,16 @@ impl Vcpu<'_> {
     ) -> Result<Entry, VmcsError> {
         let slot = self.apic().slot();
         let posting = slot.inbox();
-        let features = self.features();
+        let features = self.active_features();
         posting.run(input.cpu, features.contains(Feature::PostedInterrupts), slot.page());
         let prepared = self.apic_mut().prepare(input.now, input.pending);
         let injected = if features.contains(Feature::VirtualInterruptDelivery) {
-            eoi_exit::load(vmcs, posting, slot.page())?;
+            eoi_exit::load(vmcs, slot)?;
             self.load_interrupt_status(vmcs)?;
             None
         } else {
-            self.deliver_by_injection(vmcs, input.interruptible)?
+            let threshold = features.contains(Feature::TprShadow);
+            self.deliver_by_injection(vmcs, input.interruptible && !prepared.event, threshold)?
         };
         Ok(self.entry(prepared, injected, input.now))
     }
@@ -96,29 +102,41 @@ impl Vcpu<'_> {
         Ok(())
     }
 
+    /// Injects the nominated vector if the guest can take it, else asks for an exit when it can.
+    ///
+    /// Once it is in service nothing else in IRR is deliverable before its EOI, which exits. The
+    /// write that injects comes last, and IRR changes after it.
     fn deliver_by_injection(
         &mut self,
         vmcs: &mut impl Vmcs,
         interruptible: bool,
+        has_threshold: bool,
     ) -> Result<Option<Vector>, VmcsError> {
-        let mut injected = None;
-        if interruptible && let Some(vector) = self.apic().nominate() {
-            vmcs.write(ENTRY_INTERRUPTION_INFORMATION, INJECT_EXTERNAL | u64::from(vector.get()))?;
-            self.apic_mut().commit(vector);
-            injected = Some(vector);
-        }
-        self.set_interrupt_window(vmcs, self.apic().nominate().is_some())?;
-        if self.features().contains(Feature::TprShadow) {
-            let threshold = u64::from(self.tpr_threshold());
-            if vmcs.read(TPR_THRESHOLD)? != threshold {
-                vmcs.write(TPR_THRESHOLD, threshold)?;
+        let nominated = self.apic().nominate();
+        let injects = nominated.is_some()
+            && interruptible
+            && vmcs.read(ENTRY_INTERRUPTION_INFORMATION)? & VALID == 0;
+        let injected = nominated.filter(|_| injects);
+        self.set_interrupt_window(vmcs, nominated.is_some() && injected.is_none())?;
+        if has_threshold {
+            let threshold = if nominated.is_some() { 0 } else { self.tpr_threshold() };
+            if vmcs.read(TPR_THRESHOLD)? != u64::from(threshold) {
+                vmcs.write(TPR_THRESHOLD, u64::from(threshold))?;
             }
+        }
+        if let Some(vector) = injected {
+            vmcs.write(ENTRY_INTERRUPTION_INFORMATION, VALID | u64::from(vector.get()))?;
+            self.apic_mut().commit(vector);
         }
         Ok(injected)
     }
 
     /// An exit as soon as the guest could take what waits.
-    fn set_interrupt_window(&self, vmcs: &mut impl Vmcs, wanted: bool) -> Result<(), VmcsError> {
+    pub(crate) fn set_interrupt_window(
+        &self,
+        vmcs: &mut impl Vmcs,
+        wanted: bool,
+    ) -> Result<(), VmcsError> {
         let controls = PrimaryControls::from_bits(vmcs.read(PRIMARY_CONTROLS)? as u32);
         let wanted = wanted || self.external_interrupt_window();
         let new = controls.set(PrimaryControls::INTERRUPT_WINDOW_EXITING, wanted);
@@ -131,9 +149,13 @@ impl Vcpu<'_> {
     /// The class of the interrupt that TPR alone holds back, so that lowering TPR far enough
     /// exits; else zero. It never exceeds TPR's class, as VM entry demands (SDM Vol. 3C 26.2.1.1).
     fn tpr_threshold(&self) -> u8 {
-        let tpr = self.apic().slot().page().read(Register::Tpr) as u8;
+        let page = self.apic().slot().page();
+        let tpr = page.read(Register::Tpr) as u8 & 0xF0;
+        let in_service = page.isr().highest().map_or(0, Vector::class);
         match self.apic().highest_request() {
-            Some(vector) if vector.class() <= tpr & 0xF0 => vector.class() >> 4,
+            Some(vector) if vector.class() <= tpr && vector.class() > in_service => {
+                vector.class() >> 4
+            }
             _ => 0,
         }
     }

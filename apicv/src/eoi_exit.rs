@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use vlapic_core::ApicPage;
+use vlapic_core::{ApicPage, Lvt, LvtEntry, Slot};
 use vlapic_hal::{Vmcs, VmcsError};
 
 use crate::field::EOI_EXIT_BITMAP;
@@ -17,32 +17,53 @@ use crate::posting::Posting;
 /// the poster sees the bit gone, or it is seen here and the bit stays.
 ///
 /// # Errors
-/// A VMWRITE that fails. Nothing is lost: the next call writes again.
+/// A VMWRITE that fails. Nothing is lost: the next call writes again. Until then fewer bits count
+/// as loaded than the VMCS has, never more.
 #[inline]
-pub(crate) fn load(
-    vmcs: &mut impl Vmcs,
-    posting: &Posting<'_>,
-    page: &ApicPage,
-) -> Result<(), VmcsError> {
-    for (index, field) in EOI_EXIT_BITMAP.into_iter().enumerate() {
-        let loaded = posting.eoi_exits.word(index);
-        if wanted(posting, page, index) != loaded {
-            posting.eoi_exits.set_word(index, loaded & wanted(posting, page, index));
-            fence(Ordering::SeqCst);
-            let now = wanted(posting, page, index);
-            vmcs.write(field, now)?;
-            posting.eoi_exits.set_word(index, now);
+pub(crate) fn load(vmcs: &mut impl Vmcs, slot: &Slot<'_, Posting<'_>>) -> Result<(), VmcsError> {
+    for index in 0..EOI_EXIT_BITMAP.len() {
+        if wanted(slot, index) != slot.inbox().eoi_exits.word(index) {
+            change(vmcs, slot, index)?;
         }
     }
     Ok(())
 }
 
-/// All bits as not loaded, so that the next [`load`] writes what is needed.
+#[cold]
+fn change(
+    vmcs: &mut impl Vmcs,
+    slot: &Slot<'_, Posting<'_>>,
+    index: usize,
+) -> Result<(), VmcsError> {
+    let published = &slot.inbox().eoi_exits;
+    let loaded = published.word(index);
+    let kept = waiting_pin(slot, index);
+    published.set_word(index, loaded & (wanted(slot, index) | kept));
+    fence(Ordering::SeqCst);
+    let now = wanted(slot, index) | kept;
+    if now != loaded {
+        vmcs.write(EOI_EXIT_BITMAP[index & 3], now)?;
+    }
+    published.set_word(index, now);
+    Ok(())
+}
+
+/// A level-triggered LINT0 waits for the EOI of its vector even if an edge of the same vector,
+/// accepted since, has cleared the vector's bit in TMR.
+fn waiting_pin(slot: &Slot<'_, Posting<'_>>, index: usize) -> u64 {
+    let lvt = slot.lvt(LvtEntry::Lint0);
+    let waits = lvt.bits() & Lvt::REMOTE_IRR != 0 && usize::from(lvt.vector() >> 6) == index;
+    if waits { 1 << (lvt.vector() & 63) } else { 0 }
+}
+
+/// All bits as not loaded, so that the next [`load`] writes what is needed. The fence keeps its look
+/// at TMR behind the stores here, as in [`load`].
 pub(crate) fn start(vmcs: &mut impl Vmcs, posting: &Posting<'_>) -> Result<(), VmcsError> {
     for (index, field) in EOI_EXIT_BITMAP.into_iter().enumerate() {
         posting.eoi_exits.set_word(index, 0);
         vmcs.write(field, 0)?;
     }
+    fence(Ordering::SeqCst);
     Ok(())
 }
 
@@ -54,8 +75,12 @@ pub(crate) fn stop(posting: &Posting<'_>) {
 }
 
 #[inline]
-fn wanted(posting: &Posting<'_>, page: &ApicPage, index: usize) -> u64 {
+fn wanted(slot: &Slot<'_, Posting<'_>>, index: usize) -> u64 {
+    slot.inbox().level_routes.word(index) | level(slot.page(), index)
+}
+
+#[inline]
+fn level(page: &ApicPage, index: usize) -> u64 {
     let tmr = page.tmr();
-    let level = u64::from(tmr.bank(2 * index + 1)) << 32 | u64::from(tmr.bank(2 * index));
-    posting.level_routes.word(index) | level
+    u64::from(tmr.bank(2 * index + 1)) << 32 | u64::from(tmr.bank(2 * index))
 }

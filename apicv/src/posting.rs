@@ -31,6 +31,12 @@ pub enum HostMode {
 /// exception: a level-triggered vector must not reach a guest whose EOI of it would not exit, and
 /// only the owner can load the EOI-exit bitmap. So it is staged, and the vCPU made to go through
 /// its entry work, unless the loaded bitmap has the vector already.
+///
+/// Whether the APIC accepts is asked before a vector comes here. Hardware that posts by itself,
+/// VT-d and IPI virtualization, does not ask, nor does the processor that takes PIR in. So what
+/// hardware posts to a software-disabled APIC goes into IRR, by either way, and nothing is dropped;
+/// what it posts to an APIC that is not there (IA32_APIC_BASE.EN clear) is dropped. Such posts also
+/// leave TMR as it is, so the EOI of a vector that was level-triggered before is broadcast.
 #[derive(Debug)]
 pub struct Posting<'d> {
     descriptor: &'d PostedDescriptor,
@@ -97,7 +103,8 @@ impl VectorWords {
 }
 
 impl<'d> Posting<'d> {
-    /// The inbox over `descriptor`, for a vCPU that does not run yet: SN set, NV as for running.
+    /// The inbox over `descriptor`, for a vCPU that does not run yet: SN set, NV as for running. The
+    /// two vectors must differ.
     #[must_use]
     pub fn new(
         descriptor: &'d PostedDescriptor,
@@ -175,11 +182,16 @@ fn insert_words(page: &ApicPage, index: usize, bits: u64) {
 }
 
 impl Inbox for Posting<'_> {
+    /// For a level-triggered vector a fence separates the store to TMR, by the caller, from the look
+    /// at the loaded EOI-exit bitmap; it pairs with the one in `eoi_exit::load`.
     #[inline]
     fn post(&self, _: &ApicPage, vector: Vector, trigger: Trigger) -> Notify {
-        if trigger == Trigger::Level && !self.eoi_exits.contains(vector) {
-            self.staged.insert(vector);
-            return Notify::Kick;
+        if trigger == Trigger::Level {
+            fence(Ordering::SeqCst);
+            if !self.eoi_exits.contains(vector) {
+                self.staged.insert(vector);
+                return Notify::Kick;
+            }
         }
         match self.descriptor.post(vector) {
             Post::Coalesced => Notify::None,
@@ -206,19 +218,20 @@ impl Inbox for Posting<'_> {
         self.descriptor.retract(vector) || staged
     }
 
+    /// While SN is set ON says nothing: VT-d posts without it.
     #[inline]
     fn collect(&self, page: &ApicPage) {
-        if self.descriptor.control().on() {
+        let control = self.descriptor.control();
+        if control.on() || control.sn() {
             self.descriptor.drain(|index, bits| insert_words(page, index, bits));
         }
         self.collect_staged(page);
     }
 
     fn discard(&self) {
-        self.descriptor.drain(|_, _| {});
-        for index in 0..4 {
-            self.staged.take_word(index);
+        self.descriptor.clear();
+        for word in &self.staged.0 {
+            word.swap(0, Ordering::SeqCst);
         }
-        fence(Ordering::SeqCst);
     }
 }

@@ -21,9 +21,9 @@ use crate::negotiate::{Feature, Features, Reason, Wanted, negotiate};
 /// and tertiary controls. CR8 exits if and only if there is no TPR shadow.
 ///
 /// The features are the same in every mode but two: APIC accesses are virtualized in xAPIC mode
-/// only, x2APIC MSRs in x2APIC mode only. While the APIC is disabled the TPR shadow stays, because
-/// CR8 goes on working then, and so do delivery and posting, which find nothing to do as long as
-/// nothing is accepted.
+/// only, x2APIC MSRs in x2APIC mode only. What else a disabled APIC should do without is the
+/// caller's choice: [`Vcpu`](crate::Vcpu) leaves it the TPR shadow alone, because CR8 goes on
+/// working then, while delivery and posting do not ask IA32_APIC_BASE.EN.
 ///
 /// The MSR bitmap, if there is one, gets what [`MsrBitmap::apply`] says; until everything else has
 /// succeeded, all of the x2APIC range is intercepted.

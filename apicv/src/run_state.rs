@@ -3,7 +3,8 @@
 //! | state | SN | NV | NDST |
 //! |---|---|---|---|
 //! | running | 0 | running | this CPU |
-//! | preempted, offline | 1 | running | stale |
+//! | running without posted interrupts | 1 | 0 | this CPU |
+//! | preempted, offline | 1 | as before | stale |
 //! | blocked | 0 | wakeup | the CPU on whose list the vCPU stands |
 //!
 //! Two rules others broke: whoever clears SN looks at PIR afterwards, since VT-d posts under SN
@@ -17,15 +18,18 @@ use crate::posting::Posting;
 
 impl Posting<'_> {
     /// The vCPU is about to run on the CPU with physical APIC ID `cpu`: NV, NDST and SN as for
-    /// running, and if that was a change everything posted goes into `page`. `hardware` says
-    /// whether posted-interrupt processing is on; without it NV is zero and posts kick.
+    /// running, and if that was a change everything posted goes into `page`.
+    ///
+    /// `hardware` says whether posted-interrupt processing is on. Without it NV is zero, by which
+    /// our own posts know that they have to kick, and SN is set, so that VT-d never sends the
+    /// vector zero.
     #[inline]
     pub(crate) fn run(&self, cpu: u32, hardware: bool, page: &ApicPage) {
         let nv = if hardware { self.vectors().running } else { 0 };
         let ndst = self.ndst(cpu);
         let control = self.descriptor().control();
-        if control.sn() || control.nv() != nv || control.ndst() != ndst {
-            self.descriptor().set_target(false, nv, ndst);
+        if control.sn() == hardware || control.nv() != nv || control.ndst() != ndst {
+            self.descriptor().set_target(!hardware, nv, ndst);
             self.collect_all(page);
         }
     }
@@ -37,8 +41,9 @@ impl Posting<'_> {
     }
 
     /// The vCPU is not going to run until something outside brings it back (its power state, a
-    /// debugger, migration): nothing notifies. What is posted meanwhile is kept, unless RESET or
-    /// INIT discards it.
+    /// debugger, migration): nothing notifies, not even a post to a vCPU that sleeps. What is posted
+    /// meanwhile is kept, unless RESET or INIT discards it. It comes back by `before_entry`, or by
+    /// `block` if it is to sleep on.
     pub fn offline(&self) {
         self.descriptor().suppress();
     }
@@ -52,12 +57,15 @@ impl Posting<'_> {
     }
 
     /// The CPU on whose list the sleeping vCPU stands goes away: moves the wakeup to `cpu`.
-    /// `true` if something is pending, in which case wake the vCPU.
+    /// `true` if something is pending, in which case wake the vCPU. Nothing changes if it no longer
+    /// sleeps.
     ///
     /// Put the vCPU on the new CPU's list first.
     pub fn move_blocked(&self, cpu: u32) -> bool {
-        let before = self.descriptor().set_target(false, self.vectors().wakeup, self.ndst(cpu));
-        self.descriptor().recompute_on() || before.on()
+        match self.descriptor().retarget(self.vectors().wakeup, self.ndst(cpu)) {
+            Some(before) => self.descriptor().recompute_on() || before.on(),
+            None => false,
+        }
     }
 
     /// For the handler of the wakeup vector: whether this sleeping vCPU is one to wake.

@@ -1,11 +1,10 @@
 //! A vCPU's local APIC under APICv, in the hands of the CPU that runs it.
 
-use core::sync::atomic::AtomicU8;
-
-use vlapic_core::{LocalApic, Slot};
+use vlapic_core::{LocalApic, Mode, Slot};
 use vlapic_hal::{Vmcs, VmcsError};
 
 use crate::capability::Capabilities;
+use crate::entry::EntryInput;
 use crate::eoi_exit;
 use crate::msr_bitmap::MsrBitmap;
 use crate::negotiate::{Feature, Features, Grant, Wanted, negotiate};
@@ -91,8 +90,9 @@ impl<'s> Vcpu<'s> {
 
     /// Whether the hypervisor wants an interrupt-window exit for an interrupt of its own (ExtINT).
     ///
-    /// Without virtual-interrupt delivery the driver owns the interrupt-window control and ORs
-    /// this in. With it the control is the hypervisor's alone, and delivers nothing while set.
+    /// Without virtual-interrupt delivery, which includes a disabled APIC, the driver owns the
+    /// interrupt-window control and ORs this in. With it the control is the hypervisor's alone, and
+    /// delivers nothing while set.
     pub const fn set_external_interrupt_window(&mut self, wanted: bool) {
         self.external_interrupt_window = wanted;
     }
@@ -124,14 +124,25 @@ impl<'s> Vcpu<'s> {
         let vector = self.apic.slot().inbox().vectors().running;
         let _ = program(vmcs, capabilities, features, mode, addresses, vector)?;
         self.features = features;
+        if self.active_features() != features {
+            let bitmap = addresses.msr_bitmap.map(|(bitmap, _)| bitmap);
+            let _ = self.mode_changed(vmcs, capabilities, bitmap)?;
+        }
         self.start_eoi_exits(vmcs)?;
+        if features.contains(Feature::VirtualInterruptDelivery) {
+            // One that injection has left would keep the processor from delivering.
+            self.set_interrupt_window(vmcs, false)?;
+        }
         Ok(grant)
     }
 
     /// Programs the VMCS and the MSR bitmap anew after
     /// [`Effect::BaseChanged`](vlapic_core::Effect::BaseChanged): xAPIC mode, x2APIC mode and a
-    /// disabled APIC want different controls. `bitmap` is the one given to
-    /// [`configure`](Self::configure).
+    /// disabled APIC want different controls. RESET, which sets the mode too, needs this call as
+    /// well. `bitmap` is the one given to [`configure`](Self::configure).
+    ///
+    /// While the APIC is disabled (EN clear) only the TPR shadow stays: delivery and posting would
+    /// go on without asking EN.
     ///
     /// # Errors
     /// As [`configure`](Self::configure).
@@ -142,21 +153,38 @@ impl<'s> Vcpu<'s> {
         bitmap: Option<&MsrBitmap>,
     ) -> Result<Translations, ProgramError> {
         let mode = self.apic.slot().mode();
-        reprogram_for_mode(vmcs, capabilities, self.features, mode, bitmap)
+        reprogram_for_mode(vmcs, capabilities, self.active_features(), mode, bitmap)
     }
 
-    /// Puts the vCPU to sleep on the wakeup list of the CPU with physical APIC ID `cpu`; the
-    /// caller has put it on that list. `false` means that something is to be done first: take it
-    /// off the list and go on running.
+    /// Puts the vCPU to sleep on the wakeup list of the CPU `input.cpu`; the caller has put it on
+    /// that list. `false` means that something is to be done first: take it off the list and go on
+    /// running.
+    ///
+    /// For HLT, `input.interruptible` is RFLAGS.IF once HLT has been stepped over; with IF clear no
+    /// interrupt ends the sleep, only another event.
     ///
     /// Whatever is posted after this call wakes the vCPU; whatever was posted before it is seen by
-    /// it. Ordering: NV is changed with a locked operation before PIR, IRR and latches are looked
-    /// at.
+    /// it. Being woken does not mean that there is something to take (the vector may be below PPR):
+    /// call it again, and sleep on if it says `true`. Ordering: NV is changed with a locked
+    /// operation before PIR, IRR and latches are looked at.
     #[must_use]
-    pub fn block(&mut self, cpu: u32, now: u64, pending: Option<&AtomicU8>) -> bool {
-        self.apic.slot().inbox().block(cpu);
-        let prepared = self.apic.prepare(now, pending);
-        !prepared.event && self.apic.nominate().is_none()
+    pub fn block(&mut self, input: EntryInput<'_>) -> bool {
+        self.apic.slot().inbox().block(input.cpu);
+        let prepared = self.apic.prepare(input.now, input.pending);
+        let interrupted = input.interruptible && self.apic.nominate().is_some();
+        !prepared.event && !interrupted
+    }
+
+    /// The features that count in the APIC's present mode.
+    #[inline]
+    pub(crate) fn active_features(&self) -> Features {
+        match self.apic.slot().mode() {
+            Mode::Disabled if self.features.contains(Feature::TprShadow) => {
+                Features::NONE.with(Feature::TprShadow)
+            }
+            Mode::Disabled => Features::NONE,
+            Mode::XApic | Mode::X2Apic => self.features,
+        }
     }
 
     fn start_eoi_exits(&self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {

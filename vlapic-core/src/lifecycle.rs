@@ -73,6 +73,8 @@ impl<I: Inbox> LocalApic<'_, I> {
                 self.slot.page().store(0x304, 0);
             }
             (Mode::Disabled, Mode::XApic) => {
+                // Hardware may have posted meanwhile, to an APIC that was not there.
+                self.clear();
                 self.slot.set_base(to);
                 self.write_id();
             }
@@ -85,16 +87,19 @@ impl<I: Inbox> LocalApic<'_, I> {
     /// aside, and drops what the page does not hold.
     ///
     /// The caller has made the APIC refuse and has begun a new life, in this order, so that
-    /// `Slot::accept` tells a post from before the clearing from one after it: the release here
-    /// pairs with the acquire of its post, and hands it the new life.
+    /// `Slot::accept` tells a post from before the clearing from one after it: taking the banks of
+    /// IRR releases the new life to a post that finds them empty.
     fn clear(&mut self) {
         let page = self.slot.page();
         let profile = self.slot.profile();
         self.timer = Timer::default();
         self.slot.pending_errors.store(0, Ordering::Relaxed);
         self.slot.inbox().discard();
+        for index in 0..8 {
+            page.irr().take_bank(index);
+        }
         for word in page.words() {
-            word.store(0, Ordering::Release);
+            word.store(0, Ordering::Relaxed);
         }
         page.write(Register::Version, profile.version());
         page.write(Register::Dfr, 0xFFFF_FFFF);

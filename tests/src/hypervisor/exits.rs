@@ -11,17 +11,20 @@ use crate::model::{self, ExitReason, Shadow, VmExit, field};
 /// More entries in a row than any guest operation needs.
 const TOO_MANY_ENTRIES: usize = 64;
 
-impl Hypervisor<'_> {
+impl<'m> Hypervisor<'m> {
     /// Brings a vCPU into guest mode. `false` if it sleeps, waits for its SIPI, or is on no CPU.
     ///
     /// # Panics
     /// If the processor refuses the VMCS, or the vCPU exits again and again without running.
     pub fn enter(&mut self, index: usize) -> bool {
         for _ in 0..TOO_MANY_ENTRIES {
+            let Some(cpu) = self.vcpus[index].cpu else { return false };
+            if self.vcpus[index].run == Run::Woken {
+                self.halted(index);
+            }
             if self.vcpus[index].run != Run::Ready && !self.take_events(index) {
                 return false;
             }
-            let Some(cpu) = self.vcpus[index].cpu else { return false };
             if self.machine.cores[cpu].in_guest() && !self.vcpus[index].kicked {
                 return true;
             }
@@ -43,13 +46,8 @@ impl Hypervisor<'_> {
         let cpu = self.vcpus[index].cpu.expect("a CPU");
         self.vcpus[index].kicked = false;
         let injects = self.vcpus[index].injects;
+        let input = self.input(index);
         let vcpu = &mut self.vcpus[index];
-        let input = EntryInput {
-            now: self.now,
-            cpu: cpu as u32,
-            interruptible: vcpu.interrupt_flag && injects.is_none(),
-            pending: self.contrast.is_none().then(|| &self.storage.pending[index]),
-        };
         let core = &mut self.machine.cores[cpu];
         let entry = vcpu.driver.before_entry(core, input).expect("VMREAD and VMWRITE");
         vcpu.entry = Some(entry);
@@ -73,6 +71,17 @@ impl Hypervisor<'_> {
         vcpu.taken.extend(entry.injected.map(vlapic_core::Vector::get));
         if let Some(exit) = entered.exit {
             self.after_exit(index, exit, None);
+        }
+    }
+
+    pub(super) fn input(&self, index: usize) -> EntryInput<'m> {
+        let vcpu = &self.vcpus[index];
+        let storage = self.storage;
+        EntryInput {
+            now: self.now,
+            cpu: vcpu.cpu.expect("a CPU") as u32,
+            interruptible: vcpu.interrupt_flag && vcpu.injects.is_none(),
+            pending: self.contrast.is_none().then(|| &storage.pending[index]),
         }
     }
 

@@ -74,9 +74,10 @@ impl Hypervisor<'_> {
         }
     }
 
+    /// A sleeping vCPU looks again whether it has something to take.
     fn wake(&mut self, index: usize) {
         if let Run::Blocked { .. } = self.vcpus[index].run {
-            self.vcpus[index].run = Run::Ready;
+            self.vcpus[index].run = Run::Woken;
         }
     }
 
@@ -90,12 +91,13 @@ impl Hypervisor<'_> {
         }
     }
 
-    /// The guest executed HLT.
+    /// The guest executed HLT, or was woken from it: sleeps unless there is something to take.
     pub(super) fn halted(&mut self, index: usize) {
         let cpu = self.vcpus[index].cpu.expect("a CPU");
+        // On the list first.
         self.vcpus[index].run = Run::Blocked { cpu };
-        let pending = self.contrast.is_none().then(|| &self.storage.pending[index]);
-        if !self.vcpus[index].driver.block(cpu as u32, self.now, pending) {
+        let input = self.input(index);
+        if !self.vcpus[index].driver.block(input) {
             self.vcpus[index].run = Run::Ready;
         }
     }

@@ -16,6 +16,8 @@ pub enum Run {
         /// The CPU.
         cpu: usize,
     },
+    /// It is still in HLT and was told to look for what may end that.
+    Woken,
     /// It waits for INIT and SIPI.
     WaitsForSipi,
 }

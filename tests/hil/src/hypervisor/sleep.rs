@@ -1,8 +1,10 @@
 //! A vCPU that has nothing to do, and what wakes it.
 
+use apicv::EntryInput;
 use vlapic_hal::Clock;
 use vlapic_hal::x86::TscClock;
 
+use super::HypervisorError;
 use super::vcpu::Loop;
 use crate::machine::{cpu, interrupts, smp};
 
@@ -10,15 +12,19 @@ use crate::machine::{cpu, interrupts, smp};
 ///
 /// The vCPU goes on its CPU's wakeup list first (here each CPU has one vCPU, so the list is the CPU), then the driver says
 /// whether there is reason to stay awake. Whatever is posted after that question wakes it.
-pub(super) fn halted(this: &mut Loop<'_>) {
-    let cpu = smp::apic_id(cpu::this_cpu());
+pub(super) fn halted(this: &mut Loop<'_>) -> Result<(), HypervisorError> {
     loop {
-        let pending = this.pending();
-        if !this.driver.block(cpu, TscClock.now(), pending) {
-            return;
+        let input = EntryInput {
+            now: TscClock.now(),
+            cpu: smp::apic_id(cpu::this_cpu()),
+            interruptible: this.current.interrupts_enabled()?,
+            pending: this.pending(),
+        };
+        if !this.driver.block(input) {
+            return Ok(());
         }
         if this.machine.is_requested(this.index) || this.machine.is_stopped(this.index) {
-            return;
+            return Ok(());
         }
         let deadline = this.driver.apic().next_deadline();
         wait(this, deadline);

@@ -162,7 +162,7 @@ impl Loop<'_> {
             | Reason::InterruptWindow => {}
             Reason::Hlt => {
                 self.current.skip_instruction(exit)?;
-                sleep::halted(self);
+                sleep::halted(self)?;
             }
             Reason::Vmcall => return self.hypercall(exit),
             Reason::Rdmsr => self.read_msr(exit)?,
