@@ -101,6 +101,12 @@ impl<'p> VectorSet<'p> {
         }
     }
 
+    /// Empties a whole bank with one exchange and says what was there. Acquire and release.
+    #[inline]
+    pub fn take_bank(self, index: usize) -> u32 {
+        self.bank_word(index).swap(0, Ordering::AcqRel)
+    }
+
     /// Empties the set.
     pub fn clear(self) {
         for index in 0..8 {
