@@ -1,9 +1,11 @@
 //! The cases that put machine and driver together: each runs at every level and in both modes where it applies.
 
 mod contrast;
+mod guest_apic;
 mod guests;
 mod level;
 mod posts;
+mod priority;
 mod record;
 mod stage;
 mod upcall;
@@ -94,7 +96,7 @@ pub(crate) fn equal(
     if seen == expected { Ok(()) } else { Err(Failure::Differs { what, expected, seen }) }
 }
 
-const GROUPS: &[&[Case]] = &[upcall::CASES, posts::CASES, level::CASES];
+const GROUPS: &[&[Case]] = &[upcall::CASES, posts::CASES, level::CASES, priority::CASES];
 
 /// Runs what the command line asks for; whether nothing failed.
 pub(crate) fn run(line: &CommandLine) -> bool {
@@ -127,10 +129,6 @@ fn asked(line: &CommandLine, setting: Setting) -> bool {
 fn run_one(case: &Case, setting: Setting) -> bool {
     let (level, mode) = (setting.level.name(), setting.mode.name());
     println!("HIL-RUN case={} level={level} mode={mode}", case.name);
-    crate::log!(
-        "frames {}",
-        crate::machine::memory::NEXT.load(core::sync::atomic::Ordering::Relaxed)
-    );
     let result = if crate::machine::smp::cpu_count() < case.cpus {
         Err(Failure::Skip("not enough CPUs"))
     } else {

@@ -31,7 +31,7 @@ core::arch::global_asm!(
     bytes = const FRAMES * FRAME_SIZE,
 );
 
-pub(crate) static NEXT: AtomicUsize = AtomicUsize::new(0);
+static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 /// A zeroed frame.
 pub(crate) fn alloc_frame() -> &'static mut Frame {
