@@ -58,12 +58,14 @@ pub trait Backend<'s, C: ?Sized> {
         now: u64,
     ) -> Result<ExitOutcome, Self::Error>;
 
-    /// The guest halted: puts the vCPU to sleep on the wakeup list of the CPU with physical APIC
-    /// ID `cpu`, on which the caller has put it. `false`: there is something to do, do not sleep.
+    /// The guest halted: puts the vCPU to sleep on the wakeup list of the CPU `input.cpu`, on which
+    /// the caller has put it. `false`: there is something to do, do not sleep.
     ///
-    /// Whatever is posted after this call notifies; whatever was posted before it is seen by it.
+    /// `input.interruptible` is RFLAGS.IF once HLT has been stepped over; with IF clear no
+    /// interrupt ends the sleep. Whatever is posted after this call notifies; whatever was posted
+    /// before it is seen by it. A vCPU that is woken is asked again.
     #[must_use]
-    fn block(&mut self, cpu: u32, now: u64, pending: Option<&AtomicU8>) -> bool;
+    fn block(&mut self, input: EntryInput<'_>) -> bool;
 
     /// The scheduler takes the CPU away from a vCPU that wants to run on.
     fn preempt(&mut self);
@@ -77,8 +79,8 @@ pub struct EntryInput<'g> {
     /// The physical APIC ID of this CPU.
     pub cpu: u32,
     /// The guest can take an external interrupt at this entry: RFLAGS.IF is set, no interrupt
-    /// shadow, and no other event is to be injected. Only asked where the processor does not look
-    /// for itself.
+    /// shadow, and no other event is to be injected. `before_entry` only asks it where the processor
+    /// does not look for itself.
     pub interruptible: bool,
     /// The guest's pending byte, if it uses upcalls.
     pub pending: Option<&'g AtomicU8>,
@@ -94,7 +96,7 @@ pub struct Entry {
     /// An upcall is owed: have the guest's next SVR write exit.
     pub intercept_svr: bool,
     /// INIT, SIPI, NMI, SMI or ExtINT came in meanwhile: take it by [`LocalApic::take_event`] and
-    /// call `before_entry` again.
+    /// call `before_entry` again. No vector is injected along with it.
     pub event: bool,
     /// This vector is injected as an external interrupt by this entry; its IRR bit has moved to
     /// ISR. If the entry exits before it is delivered, inject it again.

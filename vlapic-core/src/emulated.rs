@@ -1,7 +1,6 @@
 //! Plain emulation: every access to the APIC exits, and interrupts are injected.
 
 use core::convert::Infallible;
-use core::sync::atomic::AtomicU8;
 
 use crate::backend::{Backend, Entry, EntryInput, ExitOutcome, SvrWrites};
 use crate::inbox::DirectInbox;
@@ -66,7 +65,7 @@ impl<'s> Backend<'s, Injection> for Emulated<'s> {
         let prepared = self.apic.prepare(input.now, input.pending);
         let injected = self.apic.nominate().filter(|&vector| {
             // Looking consumes nothing; only what is certain to be injected is committed.
-            input.interruptible && self.apic.commit(vector)
+            input.interruptible && !prepared.event && self.apic.commit(vector)
         });
         let window = self.apic.nominate().is_some();
         let cr8 = self.apic.read_cr8() as u8;
@@ -83,9 +82,10 @@ impl<'s> Backend<'s, Injection> for Emulated<'s> {
         Ok(ExitOutcome::NotOurs)
     }
 
-    fn block(&mut self, _: u32, now: u64, pending: Option<&AtomicU8>) -> bool {
-        let prepared = self.apic.prepare(now, pending);
-        !prepared.event && self.apic.nominate().is_none()
+    fn block(&mut self, input: EntryInput<'_>) -> bool {
+        let prepared = self.apic.prepare(input.now, input.pending);
+        let interrupted = input.interruptible && self.apic.nominate().is_some();
+        !prepared.event && !interrupted
     }
 
     fn preempt(&mut self) {}
@@ -109,9 +109,10 @@ mod tests {
 
         let entry = vcpu.before_entry(&mut injection, input).unwrap();
         assert_eq!((entry.injected, injection.vector, injection.window), (None, None, true));
-        assert!(!vcpu.block(0, 0, None));
+        assert!(vcpu.block(input), "with IF clear no interrupt ends HLT");
 
         input.interruptible = true;
+        assert!(!vcpu.block(input));
         let entry = vcpu.before_entry(&mut injection, input).unwrap();
         assert_eq!(entry.injected, Vector::new(0x92));
         assert_eq!((injection.vector, injection.window), (Vector::new(0x92), false));
