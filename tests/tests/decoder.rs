@@ -1,7 +1,7 @@
 //! The image's decoder of MOV instructions, against what the assembler made of them.
 #![cfg(target_arch = "x86_64")]
 
-#[path = "../hil/src/vmx/decode.rs"]
+#[path = "../hil/src/instruction/mov.rs"]
 mod decode;
 
 use decode::{Access, DecodeError, Direction, Registers, decode as decode_bytes};

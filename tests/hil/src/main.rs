@@ -8,6 +8,7 @@ mod boot;
 mod cases;
 mod guest;
 mod hypervisor;
+mod instruction;
 mod machine;
 mod vmx;
 

@@ -8,7 +8,7 @@ use super::HypervisorError;
 use super::vcpu::Loop;
 use crate::guest::apic::DEFAULT_BASE;
 use crate::vmx;
-use crate::vmx::decode::Direction;
+use crate::instruction::mov::Direction;
 use crate::vmx::interrupt::Event as Injection;
 
 impl Loop<'_> {

@@ -11,19 +11,15 @@
 //! exit        what an exit says
 //! interrupt   injecting, windows, timers, host interrupts that ended the guest's turn
 //! device      the access to a device that the guest is at: fetch, decode, complete
-//! decode      which MOV it is, and what it wants
-//! frames      memory for all of these
 //! smoke       the cases that try each of them alone
 //! ```
 //!
 //! Nothing here knows what a local APIC is. That is what `apicv` and `vlapic-core` are for.
 
 pub(crate) mod capability;
-pub(crate) mod decode;
 pub(crate) mod device;
 pub(crate) mod ept;
 pub(crate) mod exit;
-pub(crate) mod frames;
 pub(crate) mod interrupt;
 pub(crate) mod msr_bitmap;
 pub(crate) mod run;
@@ -39,6 +35,8 @@ use vlapic_hal::VmcsError;
 pub(crate) use capability::{Allowed, Capability};
 pub(crate) use exit::{Exit, Reason};
 pub(crate) use vcpu::Vcpu;
+
+use crate::machine::tables::TableError;
 
 /// Why the VMX layer could not do what was asked.
 #[derive(Clone, Copy, Debug)]
@@ -57,10 +55,8 @@ pub(crate) enum VmxError {
         /// The bits that are needed and not allowed.
         missing: u32,
     },
-    /// A guest-physical address that the tables cannot hold, or that is not aligned.
-    BadAddress(u64),
-    /// The fixed number of tables of one EPT is used up.
-    TooManyTables,
+    /// A mapping could not be made.
+    Tables(TableError),
     /// VMXON, VMCLEAR or VMPTRLD failed for the region at this address.
     Region(u64),
     /// VMREAD or VMWRITE failed.
@@ -74,6 +70,12 @@ pub(crate) enum VmxError {
         /// Exit qualification.
         qualification: u64,
     },
+}
+
+impl From<TableError> for VmxError {
+    fn from(error: TableError) -> Self {
+        Self::Tables(error)
+    }
 }
 
 impl From<VmcsError> for VmxError {
@@ -91,8 +93,7 @@ impl fmt::Display for VmxError {
             Self::ControlsMissing { allowed, missing } => {
                 write!(f, "controls {missing:#x} are not among {:#x}", allowed.may_be_one)
             }
-            Self::BadAddress(address) => write!(f, "bad address {address:#x}"),
-            Self::TooManyTables => f.write_str("too many EPT tables"),
+            Self::Tables(error) => write!(f, "{error}"),
             Self::Region(address) => write!(f, "VMX region {address:#x} refused"),
             Self::Vmcs(error) => write!(f, "{error}"),
             Self::EntryRefused(None) => f.write_str("VM entry without a current VMCS"),

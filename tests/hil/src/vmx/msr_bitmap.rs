@@ -2,7 +2,7 @@
 
 use x86::msr;
 
-use super::frames::OwnedFrame;
+use crate::machine::frames::OwnedFrame;
 
 /// The registers that VM entry and exit switch by themselves, so that guests may have them.
 pub(crate) const SWITCHED: [u32; 3] = [msr::IA32_EFER, msr::IA32_FS_BASE, msr::IA32_GS_BASE];

@@ -7,7 +7,7 @@ use vlapic_hal::{Vmcs, VmcsField};
 use x86::bits64::vmx;
 
 use super::VmxError;
-use super::frames::OwnedFrame;
+use crate::machine::frames::OwnedFrame;
 
 /// A VMXON or VMCS region: one frame that belongs to the processor from now on.
 /// A VMCS must be clear when its region is dropped.

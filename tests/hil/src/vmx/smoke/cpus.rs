@@ -10,7 +10,7 @@ use crate::guest::{self, Context, Start, startup};
 use crate::log;
 use crate::machine::{apic, pit, smp};
 use crate::vmx::ept::{Ept, MemoryType, Permissions};
-use crate::vmx::frames::OwnedFrame;
+use crate::machine::frames::OwnedFrame;
 use crate::vmx::interrupt::Activity;
 use crate::vmx::state::Options;
 use crate::vmx::{Reason, Vcpu, capability};

@@ -4,7 +4,7 @@ use core::fmt;
 
 use spin::Mutex;
 
-use crate::machine::memory::{self, Frame};
+use super::memory::{self, Frame};
 
 /// A zeroed frame with one owner, given back when dropped.
 pub(crate) struct OwnedFrame(Option<&'static mut Frame>);
