@@ -7,6 +7,7 @@ mod level;
 mod posts;
 mod priority;
 mod record;
+mod rows;
 mod stage;
 mod upcall;
 mod upcall_guest;
@@ -101,7 +102,7 @@ const GROUPS: &[&[Case]] = &[upcall::CASES, posts::CASES, level::CASES, priority
 /// Runs what the command line asks for; whether nothing failed.
 pub(crate) fn run(line: &CommandLine) -> bool {
     let mut right = true;
-    for case in GROUPS.iter().copied().flatten() {
+    for case in GROUPS.iter().chain(rows::GROUPS).copied().flatten() {
         if !line.value("case").is_none_or(|part| case.name.contains(part)) {
             continue;
         }

@@ -70,7 +70,7 @@ pub(crate) fn write_cr8(value: u64) -> Result<(), Fault> {
 }
 
 /// Forgets the fixup, and says whether it was used.
-fn settle() -> Result<(), Fault> {
+pub(crate) fn settle() -> Result<(), Fault> {
     let context = Context::current();
     context.fixup.store(0, Ordering::Relaxed);
     context.take_fault().map_or(Ok(()), Err)

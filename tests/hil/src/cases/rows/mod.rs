@@ -1,0 +1,17 @@
+//! What the processor does with each access and event, and what the driver makes of it.
+//!
+//! ```text
+//! probe     runs a guest program that looks at its own exits
+//! access    the guest's accesses, each with the place of its instruction
+//! window    xAPIC mode: every offset of the register window
+//! ```
+//!
+//! What is expected is written down here from the SDM's text, not taken from the driver or from `vlapic-core`.
+
+mod access;
+mod probe;
+mod window;
+
+use super::Case;
+
+pub(super) const GROUPS: &[&[Case]] = &[window::CASES];
