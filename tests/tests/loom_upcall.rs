@@ -1,0 +1,250 @@
+//! The handshakes of vlapic-core under loom: reduced copies, since the page's atomics are not
+//! loom's. The steps and their orderings are those of `upcall.rs`, `slot.rs` and `lifecycle.rs`,
+//! in the same order; change both together.
+
+use loom::sync::Arc;
+use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, fence};
+use loom::thread;
+
+const OWED: u32 = 1 << 8;
+const VECTOR: u32 = 0xF3;
+
+/// Slot, page and pending byte of one vCPU, and what the host counts.
+struct Vcpu {
+    pending: AtomicU32,
+    upcall: AtomicU32,
+    svr: AtomicU32,
+    irr: AtomicU32,
+    life: AtomicU32,
+    kicked: AtomicBool,
+    posts: AtomicUsize,
+}
+
+#[derive(PartialEq)]
+enum Debt {
+    None,
+    Paid,
+    Owed,
+}
+
+impl Vcpu {
+    fn new(upcall: u32, svr: u32) -> Arc<Self> {
+        Arc::new(Self {
+            pending: AtomicU32::new(0),
+            upcall: AtomicU32::new(upcall),
+            svr: AtomicU32::new(svr),
+            irr: AtomicU32::new(0),
+            life: AtomicU32::new(0),
+            kicked: AtomicBool::new(false),
+            posts: AtomicUsize::new(0),
+        })
+    }
+
+    fn accepts(&self) -> bool {
+        self.svr.load(Relaxed) != 0
+    }
+
+    /// `Slot::accept`; true if accepted.
+    fn accept(&self) -> bool {
+        let life = self.life.load(Acquire);
+        if !self.accepts() {
+            return false;
+        }
+        self.irr.fetch_or(1, AcqRel);
+        if self.life.load(Acquire) == life || self.accepts() {
+            return true;
+        }
+        if self.irr.fetch_and(0, AcqRel) == 0 {
+            return true;
+        }
+        if self.accepts() {
+            self.irr.fetch_or(1, AcqRel);
+            return true;
+        }
+        false
+    }
+
+    /// `LocalApic::init`.
+    fn init(&self) {
+        self.svr.store(0, Relaxed);
+        self.life.fetch_add(1, AcqRel);
+        self.irr.swap(0, AcqRel);
+    }
+
+    fn pay(&self) -> Debt {
+        if self.upcall.load(Relaxed) <= OWED {
+            return Debt::None;
+        }
+        if !self.accepts() {
+            if self.pending.load(SeqCst) != 0 {
+                return Debt::Owed;
+            }
+            self.upcall.fetch_and(!OWED, SeqCst);
+            if self.pending.load(SeqCst) == 0 {
+                return Debt::None;
+            }
+            self.upcall.fetch_or(OWED, SeqCst);
+            return Debt::Owed;
+        }
+        if self.upcall.fetch_and(!OWED, SeqCst) & OWED == 0 || self.pending.load(SeqCst) == 0 {
+            return Debt::None;
+        }
+        if self.accept() {
+            self.posts.fetch_add(1, Relaxed);
+            return Debt::Paid;
+        }
+        self.upcall.fetch_or(OWED, SeqCst);
+        Debt::Owed
+    }
+
+    fn pay_or_leave_owed(&self) {
+        fence(SeqCst);
+        if self.pay() == Debt::Owed {
+            self.kicked.store(true, SeqCst);
+        }
+    }
+
+    fn notify(&self) {
+        if self.pending.fetch_or(1, SeqCst) != 0 {
+            return;
+        }
+        self.upcall.fetch_or(OWED, SeqCst);
+        self.pay_or_leave_owed();
+    }
+
+    fn register(&self) {
+        let old = self.upcall.fetch_or(VECTOR, SeqCst);
+        if old & OWED != 0 {
+            self.pay_or_leave_owed();
+        }
+    }
+
+    fn prepare(&self) {
+        if self.upcall.load(Relaxed) > OWED {
+            fence(SeqCst);
+            self.pay();
+        }
+    }
+
+    /// All are done: the kick, if there was one, is carried out.
+    fn settle_down(&self) {
+        if self.kicked.swap(false, SeqCst) {
+            self.prepare();
+        }
+    }
+}
+
+#[test]
+fn one_edge_one_upcall() {
+    loom::model(|| {
+        let vcpu = Vcpu::new(VECTOR, 0);
+        let poster = {
+            let vcpu = vcpu.clone();
+            thread::spawn(move || vcpu.notify())
+        };
+        vcpu.svr.store(1, Relaxed);
+        vcpu.prepare();
+        poster.join().unwrap();
+        vcpu.settle_down();
+        assert_eq!(vcpu.posts.load(SeqCst), 1);
+    });
+}
+
+/// Without the kick too, as long as the vCPU's look at the debt comes after a full fence.
+#[test]
+fn either_side_sees_the_other() {
+    loom::model(|| {
+        let vcpu = Vcpu::new(VECTOR, 0);
+        let poster = {
+            let vcpu = vcpu.clone();
+            thread::spawn(move || vcpu.notify())
+        };
+        vcpu.svr.store(1, Relaxed);
+        fence(SeqCst);
+        vcpu.prepare();
+        poster.join().unwrap();
+        assert_eq!(vcpu.posts.load(SeqCst), 1);
+    });
+}
+
+#[test]
+fn two_posters_one_edge() {
+    loom::model(|| {
+        let vcpu = Vcpu::new(VECTOR, 0);
+        let posters = [vcpu.clone(), vcpu.clone()].map(|vcpu| thread::spawn(move || vcpu.notify()));
+        vcpu.svr.store(1, Relaxed);
+        vcpu.prepare();
+        for poster in posters {
+            poster.join().unwrap();
+        }
+        vcpu.settle_down();
+        assert_eq!(vcpu.posts.load(SeqCst), 1);
+    });
+}
+
+#[test]
+fn off_and_on_again() {
+    loom::model(|| {
+        let vcpu = Vcpu::new(VECTOR, 1);
+        let poster = {
+            let vcpu = vcpu.clone();
+            thread::spawn(move || vcpu.notify())
+        };
+        vcpu.svr.store(0, Relaxed);
+        vcpu.prepare();
+        vcpu.svr.store(1, Relaxed);
+        vcpu.prepare();
+        poster.join().unwrap();
+        vcpu.settle_down();
+        assert_eq!(vcpu.posts.load(SeqCst), 1);
+    });
+}
+
+#[test]
+fn registration_against_an_edge() {
+    loom::model(|| {
+        let vcpu = Vcpu::new(0, 1);
+        let poster = {
+            let vcpu = vcpu.clone();
+            thread::spawn(move || vcpu.notify())
+        };
+        vcpu.register();
+        poster.join().unwrap();
+        vcpu.settle_down();
+        assert_eq!(vcpu.posts.load(SeqCst), 1);
+    });
+}
+
+/// INIT wipes what was accepted before it and owes anew what is pending.
+#[test]
+fn an_edge_against_init() {
+    loom::model(|| {
+        let vcpu = Vcpu::new(VECTOR, 1);
+        let poster = {
+            let vcpu = vcpu.clone();
+            thread::spawn(move || vcpu.notify())
+        };
+        vcpu.init();
+        vcpu.upcall.fetch_or(OWED, SeqCst);
+        poster.join().unwrap();
+        assert_eq!(vcpu.irr.load(SeqCst), 0, "nothing while disabled");
+        vcpu.svr.store(1, Relaxed);
+        vcpu.prepare();
+        assert_eq!(vcpu.irr.load(SeqCst), 1, "and it is not lost");
+    });
+}
+
+#[test]
+fn a_post_against_init() {
+    loom::model(|| {
+        let vcpu = Vcpu::new(0, 1);
+        let poster = {
+            let vcpu = vcpu.clone();
+            thread::spawn(move || vcpu.accept())
+        };
+        vcpu.init();
+        let accepted = poster.join().unwrap();
+        assert_eq!(vcpu.irr.load(SeqCst), 0, "accepted: {accepted}");
+    });
+}
