@@ -350,3 +350,23 @@ fn a_guest_runs_through_the_loop() {
     };
     assert_eq!(host.seen, expected);
 }
+
+/// An integration that needs more than forty lines means that the interface is wrong. Lines that only close a brace do
+/// not count, nor do comments.
+#[test]
+fn no_integration_needs_more_than_forty_lines() {
+    for (name, text) in [
+        ("a hypervisor's own loop", include_str!("integration_example.rs")),
+        ("a monitor in user space", include_str!("integration_vmm.rs")),
+        ("a kernel with ports", include_str!("integration_kernel.rs")),
+        ("a client for each access", include_str!("integration_client.rs")),
+    ] {
+        let lines = text.lines().skip_while(|line| *line != "// glue").skip(1);
+        let glue = lines.take_while(|line| *line != "// end of glue");
+        let says_something = |line: &&str| {
+            !line.trim_start().starts_with("//") && line.contains(char::is_alphanumeric)
+        };
+        let count = glue.filter(says_something).count();
+        assert!((20..=40).contains(&count), "{name}: {count} lines");
+    }
+}
