@@ -12,6 +12,8 @@ pub(crate) const DEFAULT_BASE: u64 = 0xfee0_0000;
 pub(crate) const APIC_BASE_MSR: u32 = 0x1b;
 
 /// Page offsets of registers (SDM Vol. 3A Table 11-1).
+pub(crate) const ID: u16 = 0x20;
+pub(crate) const VERSION: u16 = 0x30;
 pub(crate) const TPR: u16 = 0x80;
 pub(crate) const EOI: u16 = 0xb0;
 pub(crate) const SVR: u16 = 0xf0;

@@ -1,13 +1,30 @@
-//! VMCALL: the guest talks to the host that runs it.
+//! VMCALL or VMMCALL: the guest talks to the host that runs it.
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+/// The instruction is VMMCALL, as on AMD.
+pub(super) static VMMCALL: AtomicBool = AtomicBool::new(false);
+
+/// Makes guests use VMMCALL: the host has found SVM. Each processor knows but one of the two instructions.
+pub(crate) fn use_vmmcall() {
+    VMMCALL.store(true, Ordering::Relaxed);
+}
 
 /// Asks the host for `operation`; RAX carries it, RDI and RSI its two arguments, RAX the answer.
 pub(crate) fn call(operation: u64, first: u64, second: u64) -> u64 {
     let answer;
-    // SAFETY: in a guest VMCALL exits to the host, which changes RAX alone; it may look at memory that an argument names.
-    unsafe {
-        asm!("vmcall", inout("rax") operation => answer, in("rdi") first, in("rsi") second, options(nostack));
+    if VMMCALL.load(Ordering::Relaxed) {
+        // SAFETY: in a guest VMMCALL exits to the host, which changes RAX alone; it may look at memory that an argument
+        // names.
+        unsafe {
+            asm!("vmmcall", inout("rax") operation => answer, in("rdi") first, in("rsi") second, options(nostack));
+        }
+    } else {
+        // SAFETY: as above, for VMCALL.
+        unsafe {
+            asm!("vmcall", inout("rax") operation => answer, in("rdi") first, in("rsi") second, options(nostack));
+        }
     }
     answer
 }
@@ -71,7 +88,7 @@ pub(crate) enum Hypercall {
 }
 
 impl Hypercall {
-    /// From the registers of a guest that has executed VMCALL, in the order of their encoding.
+    /// From the registers of a guest that has executed the call, in the order of their encoding.
     pub(crate) fn decode(registers: &[u64; 16]) -> Self {
         let [operation, _, _, _, _, _, second, first, ..] = *registers;
         match operation {

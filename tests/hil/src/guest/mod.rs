@@ -9,6 +9,7 @@ pub(crate) mod context;
 pub(crate) mod cpu;
 pub(crate) mod hypercall;
 mod interrupts;
+pub(crate) mod programs;
 pub(crate) mod startup;
 
 pub(crate) use context::{Apic, Context, Eoi, Fault, MAX_VCPUS, context};

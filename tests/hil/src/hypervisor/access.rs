@@ -7,8 +7,8 @@ use vlapic_hal::x86::TscClock;
 use super::HypervisorError;
 use super::vcpu::Loop;
 use crate::guest::apic::DEFAULT_BASE;
-use crate::vmx;
 use crate::instruction::mov::Direction;
+use crate::vmx;
 use crate::vmx::interrupt::Event as Injection;
 
 impl Loop<'_> {

@@ -4,7 +4,7 @@ use x86::vmx::vmcs::guest as field;
 
 use super::{Failure, check, until, until_call, until_finish, with_guest};
 use crate::guest::hypercall::{self, Hypercall};
-use crate::guest::{Context, Fault, cpu};
+use crate::guest::programs;
 use crate::log;
 use crate::vmx::interrupt::Event;
 use crate::vmx::state::Options;
@@ -12,18 +12,8 @@ use crate::vmx::{Reason, VmxError};
 
 const ROUNDS: u64 = 1000;
 
-extern "C" fn count_rounds(_: &'static Context, rounds: u64) -> u64 {
-    // Floating point survives the exits as well as integers do.
-    let mut sum = 0.0_f64;
-    for round in 0..rounds {
-        let answer = hypercall::call(hypercall::FIRST_FREE, round, !round);
-        sum += answer as f64 + 0.5;
-    }
-    sum as u64
-}
-
 pub(super) fn vmcall() -> Result<(), Failure> {
-    with_guest(Options::default(), count_rounds, ROUNDS, |current, _, _| {
+    with_guest(Options::default(), programs::count_rounds, ROUNDS, |current, _, _| {
         let mut expected = 0.0;
         for round in 0..ROUNDS {
             let call = until_call(current)?;
@@ -39,29 +29,12 @@ pub(super) fn vmcall() -> Result<(), Failure> {
     })
 }
 
-/// In no manual, and outside what the MSR bitmap covers.
-const NO_SUCH_MSR: u32 = 0x4000_0fff;
-
-extern "C" fn make_faults(context: &'static Context, _: u64) -> u64 {
-    let faults = [
-        cpu::write_msr(NO_SUCH_MSR, 0x1_0000_0002).err(),
-        cpu::write_cr8(16).err(),
-        cpu::read_msr(NO_SUCH_MSR).err(),
-    ];
-    let good = [cpu::read_msr(NO_SUCH_MSR), Ok(cpu::read_cr8())];
-    if good != [Ok(0x5555_6666_7777_8888), Ok(0)] || context.total() != 0 {
-        return 0;
-    }
-    let right = |fault: &&Option<Fault>| fault.is_some_and(|f| f.vector == 13 && f.error_code == 0);
-    faults.iter().filter(right).count() as u64
-}
-
 pub(super) fn fault() -> Result<(), Failure> {
     let options = Options { cr8_exiting: false, ..Options::default() };
-    with_guest(options, make_faults, 0, |current, _, _| {
+    with_guest(options, programs::make_faults, 0, |current, _, _| {
         until(current, Reason::Wrmsr)?;
         let [rax, rcx, rdx, ..] = *current.general();
-        check(rcx as u32 == NO_SUCH_MSR, "RCX is not the register number")?;
+        check(rcx as u32 == programs::NO_SUCH_MSR, "RCX is not the register number")?;
         check((rax, rdx) == (2, 1), "EDX:EAX is not the value")?;
         current.inject(Event::GeneralProtection)?;
         // The MOV to CR8 faults without help.
@@ -75,15 +48,11 @@ pub(super) fn fault() -> Result<(), Failure> {
     })
 }
 
-extern "C" fn nothing(_: &'static Context, argument: u64) -> u64 {
-    argument
-}
-
 /// What cannot be entered is an error with its reason, and the next entry works again.
 pub(super) fn entry_failure() -> Result<(), Failure> {
     const GUEST_STATE: u16 = 33;
     const CONTROLS: u32 = 7;
-    with_guest(Options::default(), nothing, 5, |current, _, _| {
+    with_guest(Options::default(), programs::nothing, 5, |current, _, _| {
         let rflags = current.vmcs.get(field::RFLAGS)?;
         // Bit 1 of RFLAGS is always 1.
         current.vmcs.set(field::RFLAGS, 0)?;

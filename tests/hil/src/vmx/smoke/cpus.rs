@@ -5,25 +5,18 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use spin::Mutex;
 
 use super::{Failure, check, turn, until_call, until_finish, until_phase, with_guest};
-use crate::guest::hypercall::{self, Hypercall};
-use crate::guest::{self, Context, Start, startup};
+use crate::guest::hypercall::Hypercall;
+use crate::guest::{self, Start, programs, startup};
 use crate::log;
+use crate::machine::frames::OwnedFrame;
 use crate::machine::{apic, pit, smp};
 use crate::vmx::ept::{Ept, MemoryType, Permissions};
-use crate::machine::frames::OwnedFrame;
 use crate::vmx::interrupt::Activity;
 use crate::vmx::state::Options;
 use crate::vmx::{Reason, Vcpu, capability};
 
 /// Guest-physical page of the trampoline. The host's own memory at that address is not touched: the EPT leads elsewhere.
 const VECTOR: u8 = 0x9a;
-
-extern "C" fn add(context: &'static Context, argument: u64) -> u64 {
-    let sum = argument as f64 * 1.5;
-    context.word(1).store(argument, Ordering::Relaxed);
-    hypercall::log("64-bit mode by way of real mode");
-    sum as u64
-}
 
 /// What a startup IPI does: real mode at the vector's page, and from there to the same Rust code.
 pub(super) fn sipi() -> Result<(), Failure> {
@@ -33,11 +26,11 @@ pub(super) fn sipi() -> Result<(), Failure> {
     }
     let options = Options { unrestricted: true, ..Options::default() };
     let mut page = OwnedFrame::new();
-    with_guest(options, add, 0, |current, ept, context| {
+    with_guest(options, programs::add, 0, |current, ept, context| {
         let address = u32::from(VECTOR) << 12;
         // SAFETY: CPL 0; reading CR3 has no side effects.
         let cr3 = unsafe { x86::controlregs::cr3() };
-        let start = Start::new(context, add, 40);
+        let start = Start::new(context, programs::add, 40);
         startup::write_trampoline(page.bytes(), address, cr3, &start);
         let host = page.physical_address();
         ept.map_4k(u64::from(address), host, Permissions::ALL, MemoryType::WriteBack)?;
@@ -66,7 +59,7 @@ pub(super) fn wait_for_sipi() -> Result<(), Failure> {
     capability::enable()?;
     SEEN.store(0, Ordering::Relaxed);
     smp::run_on(1, |_| {
-        let result = with_guest(Options::default(), add, 0, |current, _, _| {
+        let result = with_guest(Options::default(), programs::add, 0, |current, _, _| {
             current.set_activity(Activity::WaitForSipi)?;
             let exit = turn(current)?;
             let seen = u64::from(exit.reason.number()) << 8 | exit.qualification & 0xff;
@@ -92,21 +85,12 @@ pub(super) fn wait_for_sipi() -> Result<(), Failure> {
 
 const ROUNDS: u64 = 1000;
 
-/// Counts in its own context, and tells all others' hosts by hypercall.
-extern "C" fn count_up(context: &'static Context, rounds: u64) -> u64 {
-    for round in 0..rounds {
-        context.word(2).fetch_add(round, Ordering::Relaxed);
-        hypercall::phase(round);
-    }
-    context.word(2).load(Ordering::Relaxed)
-}
-
 pub(super) fn all_cpus() -> Result<(), Failure> {
     static PASSED: AtomicU32 = AtomicU32::new(0);
     capability::enable()?;
     PASSED.store(0, Ordering::Relaxed);
     let work = |cpu: usize| {
-        let result = with_guest(Options::default(), count_up, ROUNDS, |current, _, _| {
+        let result = with_guest(Options::default(), programs::count_up, ROUNDS, |current, _, _| {
             (0..ROUNDS).try_for_each(|round| until_phase(current, round))?;
             until_finish(current, ROUNDS * (ROUNDS - 1) / 2)
         });
@@ -141,7 +125,7 @@ pub(super) fn migrate() -> Result<(), Failure> {
     let context = guest::context(0);
     context.reset();
     let mut vcpu = Vcpu::new(capability, ept.pointer(), Options::default())?;
-    vcpu.load()?.start(&Start::new(context, count_up, ROUNDS))?;
+    vcpu.load()?.start(&Start::new(context, programs::count_up, ROUNDS))?;
     *MOVING.lock() = Some((vcpu, 0));
     for _ in 0..ROUNDS / PART / 2 {
         part(0);

@@ -3,8 +3,8 @@
 use core::sync::atomic::Ordering;
 
 use super::{Failure, check, turn, until, until_call, until_finish, until_phase, with_guest};
-use crate::guest::hypercall::{self, Hypercall};
-use crate::guest::{Context, Eoi, cpu};
+use crate::guest::hypercall::Hypercall;
+use crate::guest::programs;
 use crate::machine::identity::{self, Machine};
 use crate::machine::{apic, interrupts as host, smp};
 use crate::vmx::Reason;
@@ -15,20 +15,7 @@ use crate::{log, println};
 
 /// For the host.
 const HOST_VECTOR: u8 = 0x47;
-/// For the guest.
-const VECTOR: u8 = 0x55;
-/// Longer than anything here takes, shorter than a person waits.
-const PATIENCE: u64 = 2_000_000;
 const TICKS: u32 = 100_000;
-
-/// Waits until its host says that it may go on; its argument says whether interrupts are on meanwhile.
-extern "C" fn wait_for_host(context: &'static Context, interrupts: u64) -> u64 {
-    if interrupts != 0 {
-        cpu::interrupts_on();
-    }
-    hypercall::phase(1);
-    u64::from(cpu::wait(PATIENCE, || context.word(0).load(Ordering::Acquire) != 0))
-}
 
 pub(super) fn external_interrupt() -> Result<(), Failure> {
     for guest_interrupts in [true, false] {
@@ -40,7 +27,7 @@ pub(super) fn external_interrupt() -> Result<(), Failure> {
 /// An interrupt for the host ends the guest's turn, whatever the guest's IF is, and is the host's alone.
 fn external_interrupt_with(guest_interrupts: bool) -> Result<(), Failure> {
     let argument = u64::from(guest_interrupts);
-    with_guest(Options::default(), wait_for_host, argument, |current, _, context| {
+    with_guest(Options::default(), programs::wait_for_host, argument, |current, _, context| {
         until_phase(current, 1)?;
         let cpu = smp::this_cpu();
         let before = host::count_on(cpu, HOST_VECTOR);
@@ -66,7 +53,7 @@ fn external_interrupt_with(guest_interrupts: bool) -> Result<(), Failure> {
 }
 
 pub(super) fn preemption_timer() -> Result<(), Failure> {
-    with_guest(Options::default(), wait_for_host, 0, |current, _, context| {
+    with_guest(Options::default(), programs::wait_for_host, 0, |current, _, context| {
         if !current.capability().preemption_timer() {
             return Err(Failure::Skip("no VMX preemption timer"));
         }
@@ -90,16 +77,8 @@ pub(super) fn preemption_timer() -> Result<(), Failure> {
     })
 }
 
-extern "C" fn halt_twice(context: &'static Context, _: u64) -> u64 {
-    cpu::interrupts_off();
-    cpu::halt();
-    context.set_handling(VECTOR, Eoi::Never, None);
-    cpu::wait_for_interrupt();
-    u64::from(cpu::interrupts_are_on() && context.count(VECTOR) == 1)
-}
-
 pub(super) fn hlt() -> Result<(), Failure> {
-    with_guest(Options::default(), halt_twice, 0, |current, _, _| {
+    with_guest(Options::default(), programs::halt_twice, 0, |current, _, _| {
         let exit = until(current, Reason::Hlt)?;
         check(exit.instruction_length == 1, "HLT is one byte")?;
         current.skip_instruction(&exit)?;
@@ -109,21 +88,15 @@ pub(super) fn hlt() -> Result<(), Failure> {
         check(!current.can_take_interrupt()?, "STI does not hold off interrupts")?;
         current.skip_instruction(&exit)?;
         check(current.can_take_interrupt()?, "IF is 1, yet no interrupt could be taken")?;
-        current.inject(Event::ExternalInterrupt(VECTOR))?;
+        current.inject(Event::ExternalInterrupt(programs::VECTOR))?;
         check(!current.can_take_interrupt()?, "two events could be injected at once")?;
         until_finish(current, 1)
     })
 }
 
-extern "C" fn halt_once(context: &'static Context, _: u64) -> u64 {
-    context.set_handling(VECTOR, Eoi::Never, None);
-    cpu::wait_for_interrupt();
-    u64::from(context.count(VECTOR))
-}
-
 /// Without HLT exiting the guest halts in the processor, and an event ends that.
 pub(super) fn halted() -> Result<(), Failure> {
-    with_guest(Options::default(), halt_once, 0, |current, _, context| {
+    with_guest(Options::default(), programs::halt_once, 0, |current, _, context| {
         if !current.capability().preemption_timer() {
             return Err(Failure::Skip("no VMX preemption timer"));
         }
@@ -134,24 +107,16 @@ pub(super) fn halted() -> Result<(), Failure> {
         current.set_preemption_timer(None)?;
         check(current.activity()? == Activity::Halted, "the guest does not halt")?;
         check(current.can_take_interrupt()?, "the interrupt that it waits for cannot be taken")?;
-        current.inject(Event::ExternalInterrupt(VECTOR))?;
+        current.inject(Event::ExternalInterrupt(programs::VECTOR))?;
         until_finish(current, 1)?;
-        check(context.traced(0) == Some(VECTOR), "another vector was taken first")
+        check(context.traced(0) == Some(programs::VECTOR), "another vector was taken first")
     })
-}
-
-extern "C" fn count_nmis(context: &'static Context, _: u64) -> u64 {
-    hypercall::phase(1);
-    let own = context.count(2);
-    hypercall::phase(2);
-    cpu::wait(PATIENCE, || context.word(0).load(Ordering::Acquire) != 0);
-    u64::from(own) << 8 | u64::from(context.count(2))
 }
 
 /// An NMI that is injected is the guest's; one that another CPU sends is the host's.
 pub(super) fn nmi() -> Result<(), Failure> {
     const NMI: u8 = 2;
-    with_guest(Options::default(), count_nmis, 0, |current, _, context| {
+    with_guest(Options::default(), programs::count_nmis, 0, |current, _, context| {
         until_phase(current, 1)?;
         current.inject(Event::Nmi)?;
         until_phase(current, 2)?;
@@ -173,23 +138,15 @@ pub(super) fn nmi() -> Result<(), Failure> {
     })
 }
 
-extern "C" fn open_a_window(context: &'static Context, _: u64) -> u64 {
-    context.set_handling(VECTOR, Eoi::Never, None);
-    hypercall::phase(1);
-    let before = context.count(VECTOR);
-    cpu::interrupts_on();
-    u64::from(before) << 8 | u64::from(context.count(VECTOR))
-}
-
 pub(super) fn interrupt_window() -> Result<(), Failure> {
-    with_guest(Options::default(), open_a_window, 0, |current, _, context| {
+    with_guest(Options::default(), programs::open_a_window, 0, |current, _, context| {
         until_phase(current, 1)?;
         check(!current.can_take_interrupt()?, "IF is 0, yet an interrupt could be taken")?;
         current.set_interrupt_window(true)?;
         until(current, Reason::InterruptWindow)?;
         current.set_interrupt_window(false)?;
         check(current.can_take_interrupt()?, "the window is not one")?;
-        current.inject(Event::ExternalInterrupt(VECTOR))?;
+        current.inject(Event::ExternalInterrupt(programs::VECTOR))?;
         until_finish(current, 1)?;
         check(context.total() == 1, "another vector was taken as well")
     })
@@ -198,19 +155,19 @@ pub(super) fn interrupt_window() -> Result<(), Failure> {
 /// The guest's IDT is out of memory when an interrupt is injected: the event comes back in the IDT-vectoring information
 /// and is delivered once, on the second try.
 pub(super) fn reinject() -> Result<(), Failure> {
-    with_guest(Options::default(), open_a_window, 0, |current, ept, context| {
+    with_guest(Options::default(), programs::open_a_window, 0, |current, ept, context| {
         until_phase(current, 1)?;
         current.set_interrupt_window(true)?;
         until(current, Reason::InterruptWindow)?;
         current.set_interrupt_window(false)?;
-        current.inject(Event::ExternalInterrupt(VECTOR))?;
-        let gate = context.gate_address(VECTOR) & !0xfff;
+        current.inject(Event::ExternalInterrupt(programs::VECTOR))?;
+        let gate = context.gate_address(programs::VECTOR) & !0xfff;
         ept.unmap_4k(gate)?;
         ept.invalidate();
         let exit = turn(current)?;
         check(exit.reason == Reason::EptViolation, "the IDT is still there")?;
         check(exit.guest_physical & !0xfff == gate, "another page was missing")?;
-        check(exit.idt_vectoring.vector() == VECTOR, "the event is not told")?;
+        check(exit.idt_vectoring.vector() == programs::VECTOR, "the event is not told")?;
         ept.map_4k(gate, gate, Permissions::ALL, MemoryType::WriteBack)?;
         ept.invalidate();
         check(current.reinject(&exit)?, "there is nothing to inject again")?;
