@@ -19,6 +19,20 @@ pub struct Plain {
     pub now: u64,
 }
 
+/// How a guest's store to SVR comes to the driver.
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    /// The driver carries it out.
+    Emulated,
+    /// The processor has stored it and exits.
+    ApicWrite,
+    /// The processor has stored it and says nothing.
+    Silent,
+}
+
+/// Every [`Way`].
+pub const WAYS: [Way; 3] = [Way::Emulated, Way::ApicWrite, Way::Silent];
+
 impl core::fmt::Debug for Plain {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         self.apic.fmt(f)
@@ -79,6 +93,18 @@ impl Plain {
     /// As [`wrmsr`](Self::wrmsr), which has to succeed.
     pub fn set_msr(&mut self, msr: u32, value: u64) {
         let _ = self.wrmsr(msr, value).unwrap();
+    }
+
+    /// A guest's store to SVR.
+    pub fn write_svr(&mut self, way: Way, value: u32) {
+        match way {
+            Way::Emulated => self.set(Register::Svr, value),
+            Way::ApicWrite => {
+                self.slot.page().write(Register::Svr, value);
+                let _ = self.apic.after_write(Register::Svr, self.now);
+            }
+            Way::Silent => self.slot.page().write(Register::Svr, value),
+        }
     }
 
     /// A guest's access to a register, by MMIO or MSR as the mode has it.
