@@ -1,8 +1,6 @@
 //! What is done before every VM entry.
 
-use core::sync::atomic::AtomicU8;
-
-use vlapic_core::{Prepared, Register, Vector};
+use vlapic_core::{Entry, EntryInput, Register, Vector};
 use vlapic_hal::{Vmcs, VmcsError};
 
 use crate::control::PrimaryControls;
@@ -11,41 +9,7 @@ use crate::field::{
     ENTRY_INTERRUPTION_INFORMATION, GUEST_INTERRUPT_STATUS, PRIMARY_CONTROLS, TPR_THRESHOLD,
 };
 use crate::negotiate::Feature;
-use crate::vcpu::{SvrWrites, Vcpu};
-
-/// What the hypervisor says of the entry it prepares.
-#[derive(Clone, Copy, Debug)]
-pub struct EntryInput<'g> {
-    /// The guest's TSC.
-    pub now: u64,
-    /// The physical APIC ID of this CPU.
-    pub cpu: u32,
-    /// The guest can take an external interrupt at this entry: RFLAGS.IF is set, no blocking by
-    /// STI or MOV SS, and no other event is to be injected. `before_entry` only asks it without
-    /// virtual-interrupt delivery; with it the processor looks for itself.
-    pub interruptible: bool,
-    /// The guest's pending byte, if it uses upcalls.
-    pub pending: Option<&'g AtomicU8>,
-}
-
-/// What the hypervisor has to do for this entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub struct Entry {
-    /// Make the vCPU exit by this time, in guest TSC ticks (VMX-preemption timer or a timer of
-    /// the host): the APIC timer expires, or an owed upcall wants a look at SVR.
-    pub exit_by: Option<u64>,
-    /// An upcall is owed: have the guest's next SVR write exit.
-    pub intercept_svr: bool,
-    /// INIT, SIPI, NMI, SMI or ExtINT came in meanwhile: take it by
-    /// [`LocalApic::take_event`](vlapic_core::LocalApic::take_event) and call `before_entry`
-    /// again. No vector is injected along with it.
-    pub event: bool,
-    /// This call has put the vector into the VM-entry interruption information, and moved it from
-    /// IRR to ISR. If the entry is not made, the next call leaves it there, and reports `None`; if
-    /// the entry exits with it in the IDT-vectoring information, inject it again.
-    pub injected: Option<Vector>,
-}
+use crate::vcpu::Vcpu;
 
 /// VM-entry interruption information, bit 31: valid. The type in bits 10:8 is 0 for external
 /// interrupts (SDM Vol. 3C Table 24-13).
@@ -86,7 +50,7 @@ impl Vcpu<'_> {
             let threshold = features.contains(Feature::TprShadow);
             self.deliver_by_injection(vmcs, input.interruptible && !prepared.event, threshold)?
         };
-        Ok(self.entry(prepared, injected, input.now))
+        Ok(Entry::new(prepared, injected, self.svr_writes(), input.now))
     }
 
     /// RVI := highest in IRR, SVI := highest in ISR (SDM Vol. 3C 24.4.2). PIR may have been empty
@@ -158,20 +122,5 @@ impl Vcpu<'_> {
             }
             _ => 0,
         }
-    }
-
-    fn entry(&self, prepared: Prepared, injected: Option<Vector>, now: u64) -> Entry {
-        let recheck = match self.svr_writes() {
-            SvrWrites::Silent { recheck } if prepared.upcall_owed => {
-                Some(now.saturating_add(recheck))
-            }
-            _ => None,
-        };
-        let exit_by = match (prepared.deadline, recheck) {
-            (Some(timer), Some(recheck)) => Some(timer.min(recheck)),
-            (timer, recheck) => timer.or(recheck),
-        };
-        let intercept_svr = prepared.upcall_owed && self.svr_writes() == SvrWrites::Interceptable;
-        Entry { exit_by, intercept_svr, event: prepared.event, injected }
     }
 }

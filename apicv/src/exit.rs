@@ -1,6 +1,6 @@
 //! The four exits that are about the APIC: 43, 44, 45 and 56.
 
-use vlapic_core::{Effect, Register, Vector};
+use vlapic_core::{AccessKind, Effect, ExitOutcome, Register, Vector, WindowAccess};
 
 use crate::vcpu::Vcpu;
 
@@ -11,21 +11,6 @@ pub struct Exit {
     pub reason: u16,
     /// Exit qualification, field 6400.
     pub qualification: u64,
-}
-
-/// What [`Vcpu::after_exit`] made of an exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-#[non_exhaustive]
-pub enum Outcome {
-    /// Not an APIC exit: the hypervisor's own.
-    NotOurs,
-    /// Handled. Carry the effect out and resume; RIP is already past the instruction.
-    Done(Effect),
-    /// The guest's instruction was not executed. Decode it, give the access to
-    /// [`LocalApic::read_mmio`](vlapic_core::LocalApic::read_mmio) or
-    /// [`write_mmio`](vlapic_core::LocalApic::write_mmio), and step over it.
-    Decode(ApicAccess),
 }
 
 /// Basic exit reasons (SDM Vol. 3D Appendix C).
@@ -40,50 +25,19 @@ pub mod reason {
     pub const APIC_WRITE: u16 = 56;
 }
 
-/// An APIC-access exit, from its qualification (SDM Vol. 3C Table 27-6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ApicAccess {
-    /// Byte offset into the APIC-access page. Undefined for guest-physical accesses.
-    pub offset: u16,
-    /// What the access was.
-    pub kind: AccessKind,
-}
-
-/// What made an APIC-access exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum AccessKind {
-    /// 0: a data read by an instruction.
-    Read,
-    /// 1: a data write by an instruction.
-    Write,
-    /// 2: an instruction fetch.
-    Fetch,
-    /// 3: a linear access while an event was delivered; the IDT-vectoring information is valid.
-    EventDelivery,
-    /// 10: a guest-physical access while an event was delivered.
-    PhysicalEventDelivery,
-    /// 15: a guest-physical access of an instruction's fetch or execution.
-    Physical,
-    /// Any other: accesses for monitoring and tracing, and reserved types.
-    Other(u8),
-}
-
-impl ApicAccess {
-    /// The meaning of qualification `raw`.
-    #[must_use]
-    pub const fn from_qualification(raw: u64) -> Self {
-        let kind = match (raw >> 12) as u8 & 0xF {
-            0 => AccessKind::Read,
-            1 => AccessKind::Write,
-            2 => AccessKind::Fetch,
-            3 => AccessKind::EventDelivery,
-            10 => AccessKind::PhysicalEventDelivery,
-            15 => AccessKind::Physical,
-            other => AccessKind::Other(other),
-        };
-        Self { offset: raw as u16 & 0xFFF, kind }
-    }
+/// The access that an APIC-access exit tells of (SDM Vol. 3C Table 27-6).
+#[must_use]
+pub(crate) const fn window_access(qualification: u64) -> WindowAccess {
+    let kind = match (qualification >> 12) as u8 & 0xF {
+        0 => AccessKind::Read,
+        1 => AccessKind::Write,
+        2 => AccessKind::Fetch,
+        3 => AccessKind::EventDelivery,
+        10 => AccessKind::PhysicalEventDelivery,
+        15 => AccessKind::Physical,
+        other => AccessKind::Other(other),
+    };
+    WindowAccess { offset: qualification as u16 & 0xFFF, kind }
 }
 
 impl Vcpu<'_> {
@@ -91,19 +45,19 @@ impl Vcpu<'_> {
     ///
     /// Exits 43, 45 and 56 are trap-like: the processor has done the access, so what follows is
     /// what follows any write, [`LocalApic::after_write`](vlapic_core::LocalApic::after_write), and
-    /// nothing of it can fault. Exit 44 is fault-like and comes back as [`Outcome::Decode`].
+    /// nothing of it can fault. Exit 44 is fault-like and comes back as [`ExitOutcome::Decode`].
     #[inline]
-    pub fn after_exit(&mut self, exit: Exit, now: u64) -> Outcome {
+    pub fn after_exit(&mut self, exit: Exit, now: u64) -> ExitOutcome {
         match exit.reason {
-            reason::APIC_WRITE => Outcome::Done(self.after_apic_write(exit.qualification, now)),
-            reason::VIRTUALIZED_EOI => Outcome::Done(self.after_virtual_eoi(exit.qualification)),
+            reason::APIC_WRITE => ExitOutcome::Done(self.after_apic_write(exit.qualification, now)),
+            reason::VIRTUALIZED_EOI => {
+                ExitOutcome::Done(self.after_virtual_eoi(exit.qualification))
+            }
             reason::TPR_BELOW_THRESHOLD => {
-                Outcome::Done(self.apic_mut().after_write(Register::Tpr, now))
+                ExitOutcome::Done(self.apic_mut().after_write(Register::Tpr, now))
             }
-            reason::APIC_ACCESS => {
-                Outcome::Decode(ApicAccess::from_qualification(exit.qualification))
-            }
-            _ => Outcome::NotOurs,
+            reason::APIC_ACCESS => ExitOutcome::Decode(window_access(exit.qualification)),
+            _ => ExitOutcome::NotOurs,
         }
     }
 
@@ -132,8 +86,8 @@ mod tests {
 
     #[test]
     fn qualification_of_an_apic_access() {
-        let write = ApicAccess::from_qualification(0x10F0);
-        assert_eq!(write, ApicAccess { offset: 0xF0, kind: AccessKind::Write });
+        let write = window_access(0x10F0);
+        assert_eq!(write, WindowAccess { offset: 0xF0, kind: AccessKind::Write });
         let kinds = [
             (0x0, AccessKind::Read),
             (0x2, AccessKind::Fetch),
@@ -143,7 +97,7 @@ mod tests {
             (0xF, AccessKind::Physical),
         ];
         for (raw, kind) in kinds {
-            assert_eq!(ApicAccess::from_qualification(raw << 12 | 0x390).kind, kind);
+            assert_eq!(window_access(raw << 12 | 0x390).kind, kind);
         }
     }
 }

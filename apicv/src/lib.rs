@@ -44,11 +44,10 @@ pub use control::{
 };
 pub use control_set::ControlWord;
 pub use descriptor::{Control, Post, PostedDescriptor};
-pub use entry::{Entry, EntryInput};
-pub use exit::{AccessKind, ApicAccess, Exit, Outcome, reason};
+pub use exit::{Exit, reason};
 pub use msr_bitmap::MsrBitmap;
 pub use negotiate::{Feature, Features, Grant, Reason, Wanted, negotiate};
 pub use pid_table::{PidEntry, PidTable, PidTableError};
 pub use posting::{HostMode, NotificationVectors, Posting};
 pub use program::{Addresses, ProgramError, Structure, Translations, program, reprogram_for_mode};
-pub use vcpu::{SvrWrites, Vcpu};
+pub use vcpu::Vcpu;

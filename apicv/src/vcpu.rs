@@ -1,31 +1,15 @@
 //! A vCPU's local APIC under APICv, in the hands of the CPU that runs it.
 
-use vlapic_core::{LocalApic, Mode, Slot};
+use vlapic_core::{Backend, Entry, EntryInput, ExitOutcome, LocalApic, Mode, Slot, SvrWrites};
 use vlapic_hal::{Vmcs, VmcsError};
 
 use crate::capability::Capabilities;
-use crate::entry::EntryInput;
 use crate::eoi_exit;
+use crate::exit::Exit;
 use crate::msr_bitmap::MsrBitmap;
 use crate::negotiate::{Feature, Features, Grant, Wanted, negotiate};
 use crate::posting::Posting;
 use crate::program::{Addresses, ProgramError, Translations, program, reprogram_for_mode};
-
-/// How a guest's write to SVR comes to the hypervisor's notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum SvrWrites {
-    /// It exits: emulated access, APIC-write exit, or intercepted MSR.
-    #[default]
-    Exit,
-    /// It does not, but can be made to while an upcall is owed.
-    Interceptable,
-    /// It does not: while an upcall is owed the vCPU exits every `recheck` guest TSC ticks.
-    Silent {
-        /// The longest time, in guest TSC ticks, that an owed upcall waits after the guest has
-        /// enabled its APIC.
-        recheck: u64,
-    },
-}
 
 /// A vCPU's local APIC and how its VMCS is programmed.
 ///
@@ -195,5 +179,39 @@ impl<'s> Vcpu<'s> {
             eoi_exit::stop(posting);
             Ok(())
         }
+    }
+}
+
+impl<'s, V: Vmcs> Backend<'s, V> for Vcpu<'s> {
+    type Inbox = Posting<'s>;
+    type Exit = Exit;
+    type Error = VmcsError;
+
+    fn apic(&self) -> &LocalApic<'s, Posting<'s>> {
+        &self.apic
+    }
+
+    fn apic_mut(&mut self) -> &mut LocalApic<'s, Posting<'s>> {
+        &mut self.apic
+    }
+
+    #[inline]
+    fn before_entry(&mut self, vmcs: &mut V, input: EntryInput<'_>) -> Result<Entry, VmcsError> {
+        self.before_entry(vmcs, input)
+    }
+
+    /// No APIC exit needs the VMCS beyond what `exit` says.
+    #[inline]
+    fn after_exit(&mut self, _: &mut V, exit: &Exit, now: u64) -> Result<ExitOutcome, VmcsError> {
+        Ok(self.after_exit(*exit, now))
+    }
+
+    #[inline]
+    fn block(&mut self, input: EntryInput<'_>) -> bool {
+        self.block(input)
+    }
+
+    fn preempt(&mut self) {
+        self.apic.slot().inbox().preempt();
     }
 }

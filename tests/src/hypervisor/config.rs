@@ -1,6 +1,7 @@
 //! What kind of VM, on what processor.
 
-use apicv::{HostMode, SvrWrites, Wanted};
+use apicv::{HostMode, Wanted};
+use vlapic_core::SvrWrites;
 use vlapic_core::{Mode, Profile, RefusedUpcall};
 
 use crate::model::{Capability, Knobs};

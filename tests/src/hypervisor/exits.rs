@@ -1,7 +1,8 @@
 //! The loop of a vCPU: before entry, enter, after exit.
 
-use apicv::{EntryInput, Exit, Outcome};
+use apicv::Exit;
 use vlapic_core::{Effect, Event, LvtEntry, Register};
+use vlapic_core::{EntryInput, ExitOutcome};
 use vlapic_hal::Vmcs;
 
 use super::guest::{Answer, Op};
@@ -135,7 +136,7 @@ impl<'m> Hypervisor<'m> {
         vcpu.exits += 1;
         let apic_exit = Exit { reason: exit.reason as u16, qualification: exit.qualification };
         match vcpu.driver.after_exit(apic_exit, self.now) {
-            Outcome::Done(effect) => {
+            ExitOutcome::Done(effect) => {
                 let svr = exit.reason == ExitReason::ApicWrite && exit.qualification == 0x0f0;
                 self.carry_out(index, effect);
                 if svr {
@@ -143,7 +144,7 @@ impl<'m> Hypervisor<'m> {
                 }
                 Answer::Done
             }
-            Outcome::Decode(access) => {
+            ExitOutcome::Decode(access) => {
                 let op = op.expect("an instruction made the access");
                 assert_eq!(Some(access.offset), op.window_offset(), "the offset of the access");
                 self.emulate(index, op)

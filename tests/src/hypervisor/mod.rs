@@ -22,6 +22,7 @@ mod exits;
 mod guest;
 mod host;
 mod storage;
+mod subject;
 mod vcpu;
 
 pub use config::{Config, Level};

@@ -1,6 +1,7 @@
 //! One vCPU as the hypervisor keeps it.
 
-use apicv::{Capabilities, Entry, Grant, Posting, Vcpu};
+use apicv::{Capabilities, Grant, Posting, Vcpu};
+use vlapic_core::Entry;
 use vlapic_core::{Event, Slot};
 
 use super::{Config, Storage};

@@ -6,7 +6,7 @@
 
 use core::sync::atomic::Ordering;
 
-use apicv::SvrWrites;
+use vlapic_core::SvrWrites;
 
 use super::contrast::CONTRAST;
 use super::upcall_guest::{self, UPCALL, act, word};

@@ -1,6 +1,6 @@
 //! A vCPU that has nothing to do, and what wakes it.
 
-use apicv::EntryInput;
+use vlapic_core::EntryInput;
 use vlapic_hal::Clock;
 use vlapic_hal::x86::TscClock;
 

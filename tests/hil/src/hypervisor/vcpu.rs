@@ -2,8 +2,8 @@
 
 use core::sync::atomic::Ordering;
 
-use apicv::{Capabilities, EntryInput, Exit, Outcome, Translations, Vcpu};
-use vlapic_core::{Effect, Event};
+use apicv::{Capabilities, Exit, Translations, Vcpu};
+use vlapic_core::{Effect, EntryInput, Event, ExitOutcome};
 use vlapic_hal::Clock;
 use vlapic_hal::x86::{Msrs, TscClock};
 
@@ -142,8 +142,10 @@ impl Loop<'_> {
         }
         let apic_exit = Exit { reason: exit.reason.number(), qualification: exit.qualification };
         let next = match self.driver.after_exit(apic_exit, TscClock.now()) {
-            Outcome::Done(effect) => self.carry_out(effect).map(|()| Next::Enter),
-            Outcome::Decode(access) => self.register_window(access.offset).map(|()| Next::Enter),
+            ExitOutcome::Done(effect) => self.carry_out(effect).map(|()| Next::Enter),
+            ExitOutcome::Decode(access) => {
+                self.register_window(access.offset).map(|()| Next::Enter)
+            }
             _ => self.other_exit(exit),
         }?;
         if !matches!(exit.reason, Reason::ExternalInterrupt | Reason::PreemptionTimer) {

@@ -2,9 +2,11 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use apicv::{HostMode, MsrBitmap, NotificationVectors, PostedDescriptor, Posting, SvrWrites};
+use apicv::{HostMode, MsrBitmap, NotificationVectors, PostedDescriptor, Posting};
 use spin::Mutex;
-use vlapic_core::{ApicPage, Message, Notify, Profile, Receipt, RefusedUpcall, Slot, Vm};
+use vlapic_core::{
+    ApicPage, Message, Notify, Profile, Receipt, RefusedUpcall, Slot, SvrWrites, Vm,
+};
 
 use super::{HypervisorError, Level, storage, vcpu};
 use crate::guest::{self, Context, MAX_VCPUS, Program};
@@ -250,11 +252,6 @@ impl VirtualMachine {
 
     pub(super) fn set_cpu(&self, index: usize, cpu: Option<u32>) {
         self.runners[index].cpu.store(cpu.unwrap_or(Runner::NOWHERE), Ordering::SeqCst);
-    }
-
-    /// Whether vCPU `index` is in its loop on some CPU, after RESET: from then on it receives messages.
-    pub(crate) fn is_up(&self, index: usize) -> bool {
-        self.runners[index].cpu.load(Ordering::SeqCst) != Runner::NOWHERE
     }
 
     /// Whether the vCPU has been told to look; asking clears it.
