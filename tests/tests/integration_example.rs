@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst};
 
 use apicv::{
-    Addresses, Capabilities, EntryInput, Exit, Grant, HostMode, MsrBitmap, NotificationVectors,
-    Outcome, PostedDescriptor, Posting, ProgramError, Translations, Vcpu, Wanted,
+    Addresses, Capabilities, Exit, Grant, HostMode, MsrBitmap, NotificationVectors,
+    PostedDescriptor, Posting, ProgramError, Translations, Vcpu, Wanted,
 };
 use vlapic_core::{
-    ApicPage, Effect, Event, IA32_APIC_BASE, Notify, Profile, Slot, Trigger, Vector, Vm, Width,
+    ApicPage, Effect, EntryInput, Event, ExitOutcome, IA32_APIC_BASE, Notify, Profile, Slot,
+    Trigger, Vector, Vm, Width,
 };
 use vlapic_hal::PhysAddr;
 use vlapic_tests::model::{
@@ -42,8 +43,8 @@ fn run<'v>(host: &mut Host<'v>, vm: Vm<'v, Posting<'v>>, me: usize) -> Result<()
         let exit = host.enter();
         host.interrupts_on();
         let effect = match vcpu.after_exit(exit, host.now) {
-            Outcome::Done(effect) => effect,
-            Outcome::Decode(access) => host.emulate(&mut vcpu, access.offset),
+            ExitOutcome::Done(effect) => effect,
+            ExitOutcome::Decode(access) => host.emulate(&mut vcpu, access.offset),
             _ => host.handle(&mut vcpu, exit),
         };
         match effect {
