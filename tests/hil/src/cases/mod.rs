@@ -3,6 +3,7 @@
 mod contrast;
 mod guest_apic;
 mod guests;
+mod ipis;
 mod level;
 mod posts;
 mod priority;
@@ -97,7 +98,8 @@ pub(crate) fn equal(
     if seen == expected { Ok(()) } else { Err(Failure::Differs { what, expected, seen }) }
 }
 
-const GROUPS: &[&[Case]] = &[upcall::CASES, posts::CASES, level::CASES, priority::CASES];
+const GROUPS: &[&[Case]] =
+    &[upcall::CASES, posts::CASES, level::CASES, priority::CASES, ipis::CASES];
 
 /// Runs what the command line asks for; whether nothing failed.
 pub(crate) fn run(line: &CommandLine) -> bool {

@@ -28,6 +28,8 @@ pub(super) const START_PAGE: u8 = 8;
 pub(super) struct Stage {
     pub(super) machine: &'static VirtualMachine,
     vcpus: usize,
+    /// The CPU of vCPU 0; the others have the CPUs after it.
+    first: usize,
 }
 
 impl Stage {
@@ -41,7 +43,12 @@ impl Stage {
 
     /// The VM alone: the contexts can be prepared.
     pub(super) fn new(config: Config) -> Result<Self, Failure> {
-        Ok(Self { machine: VirtualMachine::new(config)?, vcpus: config.vcpus })
+        Ok(Self { machine: VirtualMachine::new(config)?, vcpus: config.vcpus, first: 1 })
+    }
+
+    /// The VM alone, with vCPU 0 on this CPU: [`run_first`](Self::run_first) runs it.
+    pub(super) fn with_first_here(config: Config) -> Result<Self, Failure> {
+        Ok(Self { machine: VirtualMachine::new(config)?, vcpus: config.vcpus, first: 0 })
     }
 
     /// Brings the vCPUs up: the first runs `program`, the others wait for INIT and SIPI.
@@ -49,18 +56,42 @@ impl Stage {
         for index in 0..self.vcpus {
             self.context(index).word(INDEX).store(index as u64, Ordering::Relaxed);
             self.machine.set_program(index, program, argument);
-            self.machine.start_on(index, index + 1);
+            if self.elsewhere(index) {
+                self.machine.start_on(index, self.cpu(index));
+            }
         }
-        (0..self.vcpus).try_for_each(|index| {
-            let up = || self.machine.is_up(index) || smp::is_idle(index + 1);
+        (0..self.vcpus).filter(|&index| self.elsewhere(index)).try_for_each(|index| {
+            // Present after RESET: from then on it receives messages.
+            let up = || self.slot(index).present() || self.has_ended(index);
             check(patient(up), "a vCPU does not come up")?;
-            if smp::is_idle(index + 1)
-                && self.context(index).word(PHASE).load(Ordering::Acquire) == 0
+            if self.has_ended(index) && self.context(index).word(PHASE).load(Ordering::Acquire) == 0
             {
-                self.machine.join(index, index + 1)?;
+                self.machine.join(index, self.cpu(index))?;
             }
             Ok(())
         })
+    }
+
+    /// Runs `program` on vCPU 0, on this CPU, until it ends with 0.
+    pub(super) fn run_first(&self, program: Program, argument: u64) -> Result<(), Failure> {
+        self.machine.set_program(0, program, argument);
+        super::equal("line of the first program", self.machine.run_here(0)?, 0u64)
+    }
+
+    pub(super) fn vcpus(&self) -> usize {
+        self.vcpus
+    }
+
+    fn cpu(&self, index: usize) -> usize {
+        self.first + index
+    }
+
+    fn elsewhere(&self, index: usize) -> bool {
+        self.cpu(index) != 0
+    }
+
+    fn has_ended(&self, index: usize) -> bool {
+        smp::is_idle(self.cpu(index))
     }
 
     /// INIT and SIPI.
@@ -99,10 +130,10 @@ impl Stage {
     /// Waits until the program of a vCPU has come to `phase`.
     pub(super) fn wait_phase(&self, index: usize, phase: u64) -> Result<(), Failure> {
         let word = self.context(index).word(PHASE);
-        let there = || word.load(Ordering::Acquire) >= phase || smp::is_idle(index + 1);
+        let there = || word.load(Ordering::Acquire) >= phase || self.has_ended(index);
         check(patient(there), "a program does not come to its phase")?;
         if word.load(Ordering::Acquire) < phase {
-            let value = self.machine.join(index, index + 1)?;
+            let value = self.machine.join(index, self.cpu(index))?;
             return Err(Failure::Differs { what: "program ended", expected: 0, seen: value });
         }
         Ok(())
@@ -122,22 +153,24 @@ impl Stage {
 
     /// Waits for the program of a vCPU, which must end with 0.
     pub(super) fn finish(&self, index: usize) -> Result<(), Failure> {
-        check(patient(|| smp::is_idle(index + 1)), "a program does not end")?;
-        super::equal("program's result", self.machine.join(index, index + 1)?, 0u64)
+        check(patient(|| self.has_ended(index)), "a program does not end")?;
+        super::equal("line of a program", self.machine.join(index, self.cpu(index))?, 0u64)
     }
 
-    /// [`finish`](Self::finish) for all vCPUs.
+    /// [`finish`](Self::finish) for all vCPUs on other CPUs.
     pub(super) fn finish_all(&self) -> Result<(), Failure> {
-        (0..self.vcpus).try_for_each(|index| self.finish(index))
+        (0..self.vcpus)
+            .filter(|&index| self.elsewhere(index))
+            .try_for_each(|index| self.finish(index))
     }
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
         for index in 0..self.vcpus {
-            if !smp::is_idle(index + 1) {
+            if self.elsewhere(index) && !self.has_ended(index) {
                 self.machine.stop(index);
-                smp::wait_idle(index + 1);
+                smp::wait_idle(self.cpu(index));
             }
         }
     }
