@@ -9,9 +9,10 @@
 //! What is expected is written down here from the SDM's text, not taken from the driver or from `vlapic-core`.
 
 mod access;
+mod exits;
 mod probe;
 mod window;
 
 use super::Case;
 
-pub(super) const GROUPS: &[&[Case]] = &[window::CASES];
+pub(super) const GROUPS: &[&[Case]] = &[exits::CASES, window::CASES];
