@@ -10,9 +10,10 @@
 
 mod access;
 mod exits;
+mod msr;
 mod probe;
 mod window;
 
 use super::Case;
 
-pub(super) const GROUPS: &[&[Case]] = &[exits::CASES, window::CASES];
+pub(super) const GROUPS: &[&[Case]] = &[exits::CASES, msr::CASES, window::CASES];
