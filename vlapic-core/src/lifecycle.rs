@@ -73,8 +73,12 @@ impl<I: Inbox> LocalApic<'_, I> {
                 self.slot.page().store(0x304, 0);
             }
             (Mode::Disabled, Mode::XApic) => {
-                // Hardware may have posted meanwhile, to an APIC that was not there.
+                // Hardware may have posted meanwhile, to an APIC that was not there. TPR stays: it
+                // is CR8, which works without an APIC.
+                let cr8 = self.read_cr8();
                 self.clear();
+                self.slot.page().write(Register::Tpr, (cr8 as u32) << 4);
+                self.store_ppr();
                 self.slot.set_base(to);
                 self.write_id();
             }

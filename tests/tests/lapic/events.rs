@@ -155,3 +155,43 @@ fn a_level_request_sets_tmr_first_and_an_edge_clears_it() {
         assert_eq!(plain.slot.page().tmr().iter().count() == 1, member);
     }
 }
+
+#[test]
+fn init_and_sipi_against_the_owner() {
+    const ROUNDS: u32 = 5_000;
+    let mut plain = processor(false);
+    let slot = plain.slot;
+    let sent = std::sync::atomic::AtomicU32::new(0);
+    let started = std::sync::atomic::AtomicU32::new(0);
+    let order = std::sync::atomic::Ordering::SeqCst;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=ROUNDS {
+                // Twice, as operating systems do; the second pair may meet the first being taken.
+                for page in [0, round as u8 | 1] {
+                    let _ = slot.receive(Delivery::Init);
+                    let _ = slot.receive(Delivery::Startup { page });
+                }
+                sent.store(round, order);
+                while started.load(order) < round {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        for round in 1..=ROUNDS {
+            let mut last = None;
+            loop {
+                let all_sent = sent.load(order) == round;
+                match plain.apic.take_event() {
+                    Some(Event::Startup { page }) => last = Some(page),
+                    Some(Event::Init { .. }) => last = None,
+                    Some(other) => panic!("{other:?}"),
+                    None if all_sent => break,
+                    None => std::hint::spin_loop(),
+                }
+            }
+            assert_eq!(last, Some(round as u8 | 1), "round {round}: the last SIPI is lost");
+            started.store(round, order);
+        }
+    });
+}
