@@ -5,3 +5,13 @@ pub mod demo;
 pub mod hypervisor;
 pub mod model;
 pub mod plain;
+
+/// The code in the documents is tested here, where all crates are at hand.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
+
+/// As above.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/integration.md")]
+pub struct Integration;
