@@ -5,6 +5,8 @@ pub mod demo;
 pub mod hypervisor;
 pub mod model;
 pub mod plain;
+pub mod reference;
+pub mod steps;
 
 /// The code in the documents is tested here, where all crates are at hand.
 #[cfg(doctest)]

@@ -39,7 +39,7 @@ impl<'m> Hypervisor<'m> {
             }
             self.turn(index);
         }
-        panic!("vCPU {index} does not get to run");
+        unreachable!("vCPU {index} does not get to run");
     }
 
     /// One entry, and what the processor does before the first instruction.
@@ -171,7 +171,7 @@ impl<'m> Hypervisor<'m> {
         match vector {
             WAKEUP => self.wake_sleepers(cpu),
             KICK | NOTIFICATION => {}
-            _ => panic!("the host has no handler for {vector:#x}"),
+            _ => unreachable!("the host has no handler for {vector:#x}"),
         }
     }
 

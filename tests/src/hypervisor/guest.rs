@@ -129,7 +129,7 @@ impl Hypervisor<'_> {
                 Answer::Done
             }
             Err(Fault::GeneralProtection) => Answer::GeneralProtection,
-            Err(_) => panic!("a fault that this hypervisor does not know"),
+            Err(_) => unreachable!("a fault that this hypervisor does not know"),
         }
     }
 
@@ -153,7 +153,7 @@ impl Hypervisor<'_> {
         };
         match self.execute(index, op) {
             Answer::Value(value) => value as u32,
-            answer => panic!("{register:?}: {answer:?}"),
+            answer => unreachable!("{register:?}: {answer:?}"),
         }
     }
 

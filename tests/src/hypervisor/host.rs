@@ -105,6 +105,7 @@ impl Hypervisor<'_> {
     /// Lets every vCPU take what it can, until nobody can take anything.
     pub fn settle(&mut self) {
         for _ in 0..2 {
+            while self.prompt && self.arrive() {}
             for index in 0..self.vcpus.len() {
                 self.boundaries(index);
             }
@@ -132,6 +133,16 @@ impl Hypervisor<'_> {
         let region = self.vcpus[index].region.take().expect("a VMCS that is not current");
         assert!(self.machine.cores[cpu].vmptrld(region).is_none(), "the CPU is taken");
         self.vcpus[index].cpu = Some(cpu);
+    }
+
+    /// The CPU on whose list a vCPU sleeps goes away.
+    pub fn move_sleeper(&mut self, index: usize, to: usize) {
+        if let Run::Blocked { cpu } = &mut self.vcpus[index].run {
+            *cpu = to;
+            if self.slots[index].inbox().move_blocked(to as u32) {
+                self.wake(index);
+            }
+        }
     }
 
     /// Takes a vCPU off its CPU; the scheduler tells the driver what for by itself.

@@ -32,7 +32,7 @@ pub use vcpu::{Run, VirtualCpu};
 
 use std::sync::Arc;
 
-use apicv::{Capabilities, Posting};
+use apicv::{Capabilities, HostMode, Posting};
 use vlapic_core::{Slot, Vm};
 
 use crate::contrast::Contrast;
@@ -95,6 +95,9 @@ impl<'m> Hypervisor<'m> {
             contrast: None,
             prompt: true,
         };
+        for core in &mut hypervisor.machine.cores {
+            core.physical.x2apic = config.host == HostMode::X2Apic;
+        }
         for index in 0..hypervisor.vcpus.len() {
             hypervisor.load(index, index);
         }

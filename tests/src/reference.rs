@@ -1,0 +1,234 @@
+//! A VM in plain emulation, with no processor to help: what every level has to agree with.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use vlapic_core::{
+    ApicPage, Delivery, DirectInbox, Effect, Event, LocalApic, Message, Mode, Profile, Slot,
+    Trigger, Vm,
+};
+
+use crate::hypervisor::{Answer, Op};
+use crate::steps::{Seen, Subject, UPCALL};
+
+/// The vCPUs, in one thread.
+#[derive(Debug)]
+pub struct Reference {
+    slots: &'static [Slot<'static, DirectInbox>],
+    vm: Vm<'static, DirectInbox>,
+    vcpus: Vec<Cpu>,
+    now: u64,
+}
+
+#[derive(Debug)]
+struct Cpu {
+    apic: LocalApic<'static, DirectInbox>,
+    pending: AtomicU8,
+    interrupt_flag: bool,
+    run: Run,
+    taken: Vec<u8>,
+    broadcasts: Vec<u8>,
+    events: Vec<Event>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Run {
+    Ready,
+    Halted,
+    WaitsForSipi,
+}
+
+impl Reference {
+    /// `vcpus` vCPUs, started, in `mode`.
+    ///
+    /// # Panics
+    /// Not with a legal mode.
+    #[must_use]
+    pub fn new(vcpus: usize, profile: Profile, mode: Mode) -> Self {
+        let slot = |id| {
+            let page = Box::leak(Box::new(ApicPage::new()));
+            Slot::new(page, id, profile, DirectInbox)
+        };
+        let slots: Vec<_> = (0..vcpus as u32).map(slot).collect();
+        let slots: &'static [_] = slots.leak();
+        let vm = Vm::new(slots).expect("slots in order");
+        let vcpus = slots.iter().enumerate().map(|(index, slot)| Cpu::new(slot, index)).collect();
+        let mut reference = Self { slots, vm, vcpus, now: 1000 };
+        for (index, slot) in slots.iter().enumerate() {
+            if index > 0 {
+                let _ = slot.receive(Delivery::Init);
+                let _ = slot.receive(Delivery::Startup { page: 8 });
+            }
+            reference.settle();
+            if mode == Mode::X2Apic {
+                let base = slot.base().bits() | 1 << 10;
+                let answer = reference.execute(index, Op::Wrmsr(0x1b, base));
+                assert_eq!(answer, Answer::Done);
+            }
+        }
+        for cpu in &mut reference.vcpus {
+            cpu.events.clear();
+        }
+        reference
+    }
+
+    /// Registers the upcall vector of every vCPU.
+    ///
+    /// # Panics
+    /// Not with a legal vector.
+    pub fn register_upcalls(&mut self) {
+        for (slot, cpu) in self.slots.iter().zip(&self.vcpus) {
+            let _ = slot.register_upcall(UPCALL, &cpu.pending).expect("a legal vector");
+        }
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        for cpu in &mut self.vcpus {
+            cpu.settle(self.now);
+        }
+    }
+
+    fn instruction(&mut self, index: usize, op: Op) -> Answer {
+        let now = self.now;
+        let cpu = &mut self.vcpus[index];
+        if cpu.run != Run::Ready {
+            return Answer::NotRunning;
+        }
+        let result = match op {
+            Op::Load { offset, width } => {
+                return Answer::Value(cpu.apic.read_mmio(offset, width, now));
+            }
+            Op::Store { offset, width, value } => {
+                Ok(cpu.apic.write_mmio(offset, width, value, now))
+            }
+            Op::Rdmsr(msr) => {
+                let read = cpu.apic.read_msr(msr, now);
+                return read.map_or(Answer::GeneralProtection, Answer::Value);
+            }
+            Op::Wrmsr(msr, value) => cpu.apic.write_msr(msr, value, now),
+            Op::ReadCr8 => return Answer::Value(cpu.apic.read_cr8()),
+            Op::WriteCr8(value) => cpu.apic.write_cr8(value, now),
+            Op::SetInterruptFlag(flag) => {
+                cpu.interrupt_flag = flag;
+                Ok(Effect::None)
+            }
+            Op::Halt => {
+                cpu.run = Run::Halted;
+                Ok(Effect::None)
+            }
+        };
+        match result {
+            Ok(effect) => {
+                self.carry_out(index, effect);
+                Answer::Done
+            }
+            Err(_) => Answer::GeneralProtection,
+        }
+    }
+
+    fn carry_out(&mut self, index: usize, effect: Effect) {
+        match effect {
+            Effect::Ipi(message) => self.vm.send(&message, Some(index)).for_each(drop),
+            Effect::EndOfInterrupt(vector) => self.vcpus[index].broadcasts.push(vector.get()),
+            _ => {}
+        }
+    }
+}
+
+impl Cpu {
+    fn new(slot: &'static Slot<'static, DirectInbox>, index: usize) -> Self {
+        Self {
+            apic: LocalApic::new(slot, index == 0),
+            pending: AtomicU8::new(0),
+            interrupt_flag: true,
+            run: if index == 0 { Run::Ready } else { Run::WaitsForSipi },
+            taken: Vec::new(),
+            broadcasts: Vec::new(),
+            events: Vec::new(),
+        }
+    }
+
+    /// Takes what it can take.
+    fn settle(&mut self, now: u64) {
+        loop {
+            while let Some(event) = self.apic.take_event() {
+                self.events.push(event);
+                match event {
+                    Event::Init { waits: true } => self.run = Run::WaitsForSipi,
+                    Event::Init { .. } | Event::Startup { .. } => {
+                        self.run = Run::Ready;
+                        self.interrupt_flag = true;
+                    }
+                    Event::Nmi => self.run = Run::Ready,
+                    _ => {}
+                }
+            }
+            if self.run == Run::WaitsForSipi {
+                return;
+            }
+            let prepared = self.apic.prepare(now, Some(&self.pending));
+            if prepared.event {
+                continue;
+            }
+            match self.apic.nominate() {
+                Some(vector) if self.interrupt_flag && self.apic.commit(vector) => {
+                    self.run = Run::Ready;
+                    self.taken.push(vector.get());
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+impl Subject for Reference {
+    fn vcpus(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    fn execute(&mut self, vcpu: usize, op: Op) -> Answer {
+        self.settle();
+        let answer = self.instruction(vcpu, op);
+        self.settle();
+        answer
+    }
+
+    fn send(&mut self, message: &Message) {
+        self.vm.send(message, None).for_each(drop);
+        self.settle();
+    }
+
+    fn post(&mut self, vcpu: usize, vector: u8, trigger: Trigger) {
+        let _ = self.slots[vcpu].request(vector, trigger);
+        self.settle();
+    }
+
+    fn advance(&mut self, ticks: u32) {
+        self.now += u64::from(ticks);
+        self.settle();
+    }
+
+    fn disturb(&mut self, _: u64) {}
+
+    fn notify_upcall(&mut self, vcpu: usize) {
+        let _ = self.slots[vcpu].notify_upcall(&self.vcpus[vcpu].pending);
+        self.settle();
+    }
+
+    fn clear_pending(&mut self, vcpu: usize) {
+        self.vcpus[vcpu].pending.store(0, Ordering::SeqCst);
+    }
+
+    fn mode(&self, vcpu: usize) -> Mode {
+        self.slots[vcpu].mode()
+    }
+
+    fn seen(&self, vcpu: usize) -> Seen<'_> {
+        let Cpu { taken, broadcasts, events, .. } = &self.vcpus[vcpu];
+        Seen { taken, broadcasts, events, base: self.slots[vcpu].base().bits() }
+    }
+
+    fn word(&self, vcpu: usize, offset: u16) -> u32 {
+        self.slots[vcpu].page().load(offset)
+    }
+}

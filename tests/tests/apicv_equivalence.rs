@@ -1,0 +1,137 @@
+//! The same sequence of operations, on the model with the driver at every level and in plain emulation, leaves the same
+//! page and has the guest take the same interrupts in the same order.
+
+use apicv::HostMode;
+use vlapic_core::Mode;
+use vlapic_tests::hypervisor::{Config, Level, run};
+use vlapic_tests::model::{self, Capability, Knobs};
+use vlapic_tests::reference::Reference;
+use vlapic_tests::steps::{Subject, sequence};
+
+/// PPR is computed whenever it is read; what stands in the page between is the processor's affair.
+const PPR: u16 = 0x0a0;
+
+/// Runs `count` random steps on both and compares after each.
+fn compare(config: Config, count: usize) {
+    let steps = sequence(config.seed, config.vcpus, count);
+    let mut reference = Reference::new(config.vcpus, config.profile, config.mode);
+    reference.register_upcalls();
+    run(config, |hypervisor| {
+        hypervisor.register_upcalls();
+        for (number, step) in steps.iter().enumerate() {
+            let (expected, found) = (step.apply(&mut reference), step.apply(hypervisor));
+            let context = || {
+                let before = &steps[number.saturating_sub(5)..number];
+                let Config { seed, mode, wanted, .. } = config;
+                format!("seed {seed} {mode:?} {wanted:?} step {number} {step:x?} after {before:x?}")
+            };
+            assert_eq!(found, expected, "answer, {}", context());
+            for vcpu in 0..config.vcpus {
+                let (expected, found) = (reference.seen(vcpu), hypervisor.seen(vcpu));
+                if found != expected {
+                    let latest =
+                        |seen: &[u8]| format!("{:x?}", &seen[seen.len().saturating_sub(4)..]);
+                    unreachable!(
+                        "vCPU {vcpu}: takes {}, must {}; broadcasts {}, must {}; base {:#x}, must {:#x}; {:?}, must \
+                         {:?}; {}",
+                        latest(found.taken),
+                        latest(expected.taken),
+                        latest(found.broadcasts),
+                        latest(expected.broadcasts),
+                        found.base,
+                        expected.base,
+                        found.events.last(),
+                        expected.events.last(),
+                        context()
+                    );
+                }
+                if number % 8 == 0 || number + 1 == steps.len() {
+                    for offset in (0..0x400).step_by(4).filter(|&offset| offset != PPR) {
+                        let (expected, found) =
+                            (reference.word(vcpu, offset), hypervisor.word(vcpu, offset));
+                        assert_eq!(found, expected, "vCPU {vcpu} page {offset:#x}, {}", context());
+                    }
+                }
+            }
+        }
+    });
+    let taken: usize = (0..config.vcpus).map(|vcpu| reference.seen(vcpu).taken.len()).sum();
+    assert!(taken > count / 50, "only {taken} interrupts in {count} steps prove little");
+}
+
+/// 2 modes, 4 seeds, each 2000 steps, some CPUs to spare.
+fn at(level: Level) {
+    for mode in [Mode::XApic, Mode::X2Apic] {
+        for seed in 0..4 {
+            let vcpus = 1 + seed as usize % 3;
+            let config = Config::new(level).mode(mode).vcpus(vcpus).seed(seed + 1);
+            compare(Config { cpus: vcpus + 1, ..config }, 2000);
+        }
+    }
+}
+
+#[test]
+fn emulated() {
+    at(Level::Emulated);
+}
+
+#[test]
+fn tpr_shadow() {
+    at(Level::TprShadow);
+}
+
+#[test]
+fn apic_access() {
+    at(Level::ApicAccess);
+}
+
+#[test]
+fn register_virtualization() {
+    at(Level::RegisterVirtualization);
+}
+
+#[test]
+fn virtual_interrupt_delivery() {
+    at(Level::VirtualInterruptDelivery);
+}
+
+#[test]
+fn posted() {
+    at(Level::Posted);
+}
+
+#[test]
+fn ipi_virtualization() {
+    at(Level::IpiVirtualization);
+}
+
+/// Asked for everything, the driver takes what each generation of processors has.
+#[test]
+fn every_processor() {
+    for processor in model::Level::ALL {
+        for mode in [Mode::XApic, Mode::X2Apic] {
+            let config = Config::new(Level::IpiVirtualization).mode(mode).vcpus(2).seed(7);
+            compare(Config { processor: Capability::at(processor), cpus: 3, ..config }, 500);
+        }
+    }
+}
+
+/// Whatever processors do where the manual leaves it open, and however the host addresses its own APICs.
+#[test]
+fn every_reading_of_the_manual() {
+    let knobs = Config::new(Level::Posted).knobs;
+    let readings = [
+        Knobs { vid_virtualizes_reads: false, ..knobs },
+        Knobs { ipiv_virtualizes_icr_reads: true, ..knobs },
+        Knobs { spurious_eoi_is_vector_0: false, ..knobs },
+        Knobs { xapic_ipiv_checks_reserved: false, ..knobs },
+        Knobs { ipiv_entry_checks: false, entry_clears_vtpr_upper_bytes: false, ..knobs },
+    ];
+    for knobs in readings {
+        for level in [Level::VirtualInterruptDelivery, Level::IpiVirtualization] {
+            let config = Config::new(level).vcpus(2).seed(9);
+            let profile = config.profile.with_cmci(true).with_eoi_suppression(false);
+            compare(Config { knobs, profile, host: HostMode::X2Apic, cpus: 3, ..config }, 500);
+        }
+    }
+}
