@@ -9,6 +9,7 @@ mod posts;
 mod priority;
 mod record;
 mod rows;
+mod resets;
 mod stage;
 mod upcall;
 mod upcall_guest;
@@ -99,7 +100,7 @@ pub(crate) fn equal(
 }
 
 const GROUPS: &[&[Case]] =
-    &[upcall::CASES, posts::CASES, level::CASES, priority::CASES, ipis::CASES];
+    &[upcall::CASES, posts::CASES, level::CASES, priority::CASES, ipis::CASES, resets::CASES];
 
 /// Runs what the command line asks for; whether nothing failed.
 pub(crate) fn run(line: &CommandLine) -> bool {

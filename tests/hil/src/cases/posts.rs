@@ -41,7 +41,7 @@ enum Target {
 }
 
 /// Spread over all words of PIR and over most priority classes; exceptions of the guest are left out.
-fn vectors() -> impl Iterator<Item = u8> {
+pub(super) fn vectors() -> impl Iterator<Item = u8> {
     (0x20..=0xff).step_by(7)
 }
 

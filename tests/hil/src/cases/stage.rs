@@ -90,7 +90,7 @@ impl Stage {
         self.cpu(index) != 0
     }
 
-    fn has_ended(&self, index: usize) -> bool {
+    pub(super) fn has_ended(&self, index: usize) -> bool {
         smp::is_idle(self.cpu(index))
     }
 
