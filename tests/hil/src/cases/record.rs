@@ -34,6 +34,8 @@ pub(crate) fn observe(
     exit: &Exit,
     current: &mut Current<'_>,
 ) {
+    let status = interrupt_status(machine, current);
+    STATUS.store(status, Ordering::Relaxed);
     let others = [Reason::Vmcall, Reason::ExternalInterrupt, Reason::PreemptionTimer];
     if others.contains(&exit.reason) {
         return;
@@ -49,7 +51,7 @@ pub(crate) fn observe(
         u64::from(exit.instruction_length),
         rcx,
         u64::from(word),
-        interrupt_status(machine, current),
+        status,
     ];
     let index = TOTAL.load(Ordering::Relaxed) as usize;
     if let Some(slot) = FIRST.get(index) {
@@ -82,8 +84,13 @@ pub(crate) fn get(index: usize) -> Option<Record> {
     Some(Record { vcpu, reason, qualification, guest_physical, rip, length, rcx, word, status })
 }
 
+/// Guest interrupt status at the last exit, hypercalls included.
+pub(crate) fn last_status() -> u64 {
+    STATUS.load(Ordering::Relaxed)
+}
+
 /// Guest interrupt status, where the processor has it.
-pub(crate) fn interrupt_status(machine: &VirtualMachine, current: &Current<'_>) -> u64 {
+fn interrupt_status(machine: &VirtualMachine, current: &Current<'_>) -> u64 {
     const GUEST_INTERRUPT_STATUS: u32 = 0x810;
     if machine.config.level.delivers() {
         current.vmcs.get(GUEST_INTERRUPT_STATUS).unwrap_or(u64::MAX)
@@ -97,6 +104,7 @@ const FIELDS: usize = 9;
 /// One vCPU at a time is observed, so only the total orders anything.
 static FIRST: [[AtomicU64; FIELDS]; 16] = [const { [const { AtomicU64::new(0) }; FIELDS] }; 16];
 static TOTAL: AtomicU64 = AtomicU64::new(0);
+static STATUS: AtomicU64 = AtomicU64::new(0);
 
 /// The offset of the register that an exit is about.
 fn register(exit: &Exit, rcx: u64) -> Option<u16> {

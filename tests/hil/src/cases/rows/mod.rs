@@ -9,11 +9,14 @@
 //! What is expected is written down here from the SDM's text, not taken from the driver or from `vlapic-core`.
 
 mod access;
+mod delivery;
 mod exits;
 mod msr;
+mod priority;
 mod probe;
 mod window;
 
 use super::Case;
 
-pub(super) const GROUPS: &[&[Case]] = &[exits::CASES, msr::CASES, window::CASES];
+pub(super) const GROUPS: &[&[Case]] =
+    &[delivery::CASES, exits::CASES, msr::CASES, priority::CASES, window::CASES];

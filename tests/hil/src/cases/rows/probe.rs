@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Mutex;
 use vlapic_core::{ApicPage, Trigger};
 
+use super::access::{self, Access};
 use crate::cases::{Failure, Mode, Setting, equal, guests, record};
 use crate::guest::{Context, apic, hypercall};
 use crate::hypervisor::vm::{self, VirtualMachine};
@@ -97,12 +98,14 @@ extern "C" fn program(context: &'static Context, argument: u64) -> u64 {
 /// Hypercalls. Those from [`FREE`] on have no answer but are seen by the case's `at_exit`.
 const POST_EDGE: u64 = hypercall::FIRST_FREE;
 const POST_LEVEL: u64 = hypercall::FIRST_FREE + 1;
-pub(super) const FREE: u64 = hypercall::FIRST_FREE + 2;
+const STATUS: u64 = hypercall::FIRST_FREE + 2;
+pub(super) const FREE: u64 = hypercall::FIRST_FREE + 3;
 
 fn on_call(machine: &VirtualMachine, vcpu: usize, operation: u64, first: u64, _: u64) -> u64 {
     let trigger = match operation {
         POST_EDGE => Trigger::Edge,
         POST_LEVEL => Trigger::Level,
+        STATUS => return record::last_status(),
         _ => return 0,
     };
     let receipt = machine.slots[vcpu].request(first as u8, trigger);
@@ -138,6 +141,44 @@ impl Probe {
     pub(super) fn post(&self, vector: u8, trigger: Trigger) {
         let operation = if trigger == Trigger::Level { POST_LEVEL } else { POST_EDGE };
         hypercall::call(operation, u64::from(vector), 0);
+    }
+
+    /// Guest interrupt status as it stands: SVI << 8 | RVI. Zero without virtual-interrupt delivery.
+    pub(super) fn interrupt_status(&self) -> u64 {
+        hypercall::call(STATUS, 0, 0)
+    }
+
+    /// Whether the processor delivers virtual interrupts.
+    pub(super) fn delivers(&self) -> bool {
+        self.setting.level.delivers()
+    }
+
+    /// The vectors taken so far must be these, in this order.
+    pub(super) fn taken(&self, vectors: &[u8]) -> Result<(), Failure> {
+        for (index, &vector) in vectors.iter().enumerate() {
+            let taken = self.context.traced(index as u32).unwrap_or(0);
+            equal("vector taken", taken, vector)?;
+        }
+        equal("vectors taken", self.context.total(), vectors.len() as u64)
+    }
+
+    /// Sends an interrupt to itself by the register that is for it: ICR, or SELF IPI.
+    pub(super) fn self_ipi(&self, vector: u8) -> Access {
+        const TO_SELF: u32 = 1 << 18;
+        if self.x2apic() {
+            access::write_msr(0x83f, vector.into())
+        } else {
+            access::store(0x300, TO_SELF | u32::from(vector))
+        }
+    }
+
+    /// Writes a register through the interface of the mode.
+    pub(super) fn write(&self, offset: u16, value: u32) -> Access {
+        if self.x2apic() {
+            access::write_msr(apic::msr(offset), value.into())
+        } else {
+            access::store(offset, value)
+        }
     }
 
     /// A known bug of the emulator was seen.
