@@ -155,6 +155,14 @@ pub enum ExitOutcome {
     /// The guest's instruction was not executed. Decode it, give the access to
     /// [`LocalApic::read_mmio`] or [`LocalApic::write_mmio`], and step over it.
     Decode(WindowAccess),
+    /// The guest's RDMSR or WRMSR of `msr` was not executed. Give it to
+    /// [`LocalApic::read_msr`] or [`LocalApic::write_msr`], and step over it, or inject #GP.
+    Msr {
+        /// The register's number.
+        msr: u32,
+        /// WRMSR, else RDMSR.
+        write: bool,
+    },
 }
 
 /// An access to the register window that the processor left to the hypervisor.

@@ -1,7 +1,7 @@
 //! What a write asks of the hypervisor.
 
 use crate::base::ApicBase;
-use crate::message::Message;
+use crate::message::{Destination, Message};
 use crate::vector::Vector;
 
 /// What remains to be done after a register was written. The core calls nobody; it returns this.
@@ -13,6 +13,9 @@ pub enum Effect {
     None,
     /// Send the message to its destinations: [`Vm::send`](crate::Vm::send).
     Ipi(Message),
+    /// Hardware has set IRR in every target but could not tell those that do not run: tell them
+    /// ([`Vm::announce`](crate::Vm::announce)), and send nothing again.
+    Announce(Destination),
     /// Broadcast the EOI of this level-triggered vector to the I/O APICs.
     EndOfInterrupt(Vector),
     /// The timer's next expiry may have moved:

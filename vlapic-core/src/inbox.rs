@@ -19,6 +19,15 @@ pub enum Notify {
         /// 32-bit x2APIC ID, or the 8-bit xAPIC ID, of a physical APIC.
         destination: u32,
     },
+    /// Ring the doorbell of the CPU with physical APIC ID `destination` (AMD: MSR C001_011B). If
+    /// that is the calling CPU it may be left out.
+    ///
+    /// The vector is in the page already. A vCPU that runs there takes it without an exit; rung in
+    /// vain, the doorbell is harmless.
+    Doorbell {
+        /// The physical APIC ID.
+        destination: u32,
+    },
     /// If the vCPU is in guest mode make it exit, if it sleeps wake it; in any case it has to go
     /// through its entry work once more before it next runs guest code.
     Kick,
@@ -36,6 +45,12 @@ pub trait Inbox {
 
     /// Something other than a vector waits for the owner (a latch, an owed upcall).
     fn attention(&self) -> Notify;
+
+    /// A vector has got into the page's IRR without [`post`](Self::post): hardware has set it and
+    /// left the telling to software (AVIC's exit 401, the IOMMU's guest log); any thread may call.
+    fn announce(&self) -> Notify {
+        self.attention()
+    }
 
     /// Takes back a post of `vector` that raced with INIT, and says whether it still waited; any
     /// thread may call. A post that can no longer be taken back is left, and the answer is `false`.

@@ -77,3 +77,8 @@ pub use upcall::{IllegalUpcallVector, RefusedUpcall};
 pub use vector::{Trigger, Vector};
 pub use vectors::VectorSet;
 pub use vm::{Deliveries, Targets, Vm, VmError};
+
+/// The README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

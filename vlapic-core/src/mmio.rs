@@ -47,7 +47,8 @@ impl Width {
 }
 
 impl<I: Inbox> LocalApic<'_, I> {
-    /// What a guest's read of `width` at `offset` (bytes into the window) returns.
+    /// What a guest's read of `width` at `offset` (bytes into the window, bits 15:12 ignored)
+    /// returns.
     ///
     /// The manuals define aligned 4-byte accesses. Smaller reads that stay inside the first four
     /// bytes of a slot get that part of the register; all others get zero and do nothing.
@@ -68,7 +69,8 @@ impl<I: Inbox> LocalApic<'_, I> {
         u64::from(value) >> (8 * within) & width.mask()
     }
 
-    /// A guest's write of `value` of `width` at `offset` (bytes into the window).
+    /// A guest's write of `value` of `width` at `offset` (bytes into the window, bits 15:12
+    /// ignored).
     ///
     /// Only aligned 4-byte writes count; others are ignored, as are writes to read-only
     /// registers. Reserved registers set ESR bit 7. If the APIC is not in xAPIC mode there is no

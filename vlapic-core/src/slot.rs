@@ -174,6 +174,9 @@ impl<'p, I: Inbox> Slot<'p, I> {
     }
 
     /// Delivers a message that is addressed to this vCPU; any CPU may call.
+    ///
+    /// INIT, SIPI, NMI, SMI and ExtINT reach an APIC that is software-disabled. Of ExtINT the APM
+    /// says so in Vol. 2 16.5 and the contrary in 16.3.1; it is treated as the other latches are.
     pub fn receive(&self, delivery: Delivery) -> Receipt {
         let latched = match delivery {
             Delivery::Fixed { vector, trigger } | Delivery::LowestPriority { vector, trigger } => {
@@ -193,7 +196,8 @@ impl<'p, I: Inbox> Slot<'p, I> {
         }
     }
 
-    /// Requests a fixed interrupt; any CPU may call.
+    /// Requests a fixed interrupt; any CPU may call. An illegal vector is recorded in ESR even if
+    /// the APIC is software-disabled.
     ///
     /// Acceptance is decided here, from the page: an APIC that does not accept changes nowhere,
     /// neither in IRR nor in what waits for IRR. TMR is set before the request becomes visible

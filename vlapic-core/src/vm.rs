@@ -1,7 +1,7 @@
 //! All vCPUs of a VM: who gets a message.
 
 use crate::base::Mode;
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, Notify};
 use crate::message::{Address, Delivery, Destination, Message};
 use crate::profile::Vendor;
 use crate::slot::{Outcome, Receipt, Slot};
@@ -131,6 +131,18 @@ impl<'s, I: Inbox> Vm<'s, I> {
     #[must_use]
     pub fn targets(&self, destination: Destination, sender: Option<usize>) -> Targets<'s, I> {
         Targets::new(*self, destination, sender)
+    }
+
+    /// For [`Effect::Announce`](crate::Effect::Announce): each vCPU that `destination` means, and how
+    /// it is to be told of the vector that hardware has put into its IRR.
+    pub fn announce(
+        &self,
+        destination: Destination,
+        sender: Option<usize>,
+    ) -> impl Iterator<Item = (usize, Notify)> + use<'s, I> {
+        let slots = self.slots;
+        self.targets(destination, sender)
+            .filter_map(move |index| Some((index, slots.get(index)?.inbox().announce())))
     }
 
     /// Who of `targets` gets a lowest-priority interrupt.
