@@ -138,46 +138,19 @@ mod tests {
             vmx: false,
             svm: false,
         };
-        let with = |bit: u32| {
-            CpuFeatures::detect(&Processor {
-                leaf_1_ecx: 1 << bit,
-                ..INTEL
-            })
-        };
+        let with = |bit: u32| CpuFeatures::detect(&Processor { leaf_1_ecx: 1 << bit, ..INTEL });
         assert_eq!(CpuFeatures::detect(&INTEL), none);
         assert_eq!(with(5), CpuFeatures { vmx: true, ..none });
-        assert_eq!(
-            with(21),
-            CpuFeatures {
-                x2apic: true,
-                ..none
-            }
-        );
-        assert_eq!(
-            with(24),
-            CpuFeatures {
-                tsc_deadline: true,
-                ..none
-            }
-        );
-        assert_eq!(
-            with(31),
-            CpuFeatures {
-                hypervisor: true,
-                ..none
-            }
-        );
+        assert_eq!(with(21), CpuFeatures { x2apic: true, ..none });
+        assert_eq!(with(24), CpuFeatures { tsc_deadline: true, ..none });
+        assert_eq!(with(31), CpuFeatures { hypervisor: true, ..none });
         assert!(!with(2).svm, "that bit means something else in leaf 1");
     }
 
     #[test]
     fn svm_is_amd_s() {
         let svm = |name| {
-            let processor = Processor {
-                name,
-                extended_ecx: 1 << 2,
-                ..INTEL
-            };
+            let processor = Processor { name, extended_ecx: 1 << 2, ..INTEL };
             CpuFeatures::detect(&processor).svm
         };
         assert!(svm(b"AuthenticAMD"));
@@ -196,10 +169,7 @@ mod tests {
 
     #[test]
     fn addresses_are_36_bits_wide_without_the_leaf() {
-        let old = Processor {
-            last_extended: 0x8000_0004,
-            ..INTEL
-        };
+        let old = Processor { last_extended: 0x8000_0004, ..INTEL };
         assert_eq!(CpuFeatures::detect(&old).physical_address_bits, 36);
     }
 }

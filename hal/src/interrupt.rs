@@ -19,6 +19,31 @@ pub trait SendInterrupt {
     fn send_interrupt(&self, destination: u32, vector: u8) -> Result<(), SendError>;
 }
 
+/// Rings another CPU's AVIC doorbell: how a vCPU in guest mode is told, without an exit, to look at
+/// its IRR again.
+pub trait Doorbell {
+    /// Rings the doorbell of the CPU whose physical APIC ID is `destination`.
+    ///
+    /// Ordering: stores that the calling CPU made before the call, locked or not, are visible to
+    /// the destination when it looks at IRR.
+    ///
+    /// # Errors
+    /// [`SendError::Destination`] if the register cannot hold this ID; nothing was rung.
+    fn ring(&self, destination: u32) -> Result<(), SendError>;
+}
+
+impl<T: Doorbell + ?Sized> Doorbell for &T {
+    fn ring(&self, destination: u32) -> Result<(), SendError> {
+        (**self).ring(destination)
+    }
+}
+
+impl<T: Doorbell + ?Sized> Doorbell for &mut T {
+    fn ring(&self, destination: u32) -> Result<(), SendError> {
+        (**self).ring(destination)
+    }
+}
+
 /// Why an interrupt was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -18,7 +18,7 @@ pub mod x86;
 
 pub use address::{PhysAddr, Translate};
 pub use cpuid::{CpuFeatures, Cpuid, Vendor};
-pub use interrupt::{SendError, SendInterrupt};
+pub use interrupt::{Doorbell, SendError, SendInterrupt};
 pub use msr::{MsrError, ReadMsr, WriteMsr};
 pub use time::Clock;
 pub use vmcs::{FieldKind, FieldWidth, Vmcs, VmcsError, VmcsField};

@@ -202,39 +202,15 @@ mod tests {
         (0x2022, FieldWidth::Bits64, FieldKind::Control, 17, false),
         (0x2023, FieldWidth::Bits64, FieldKind::Control, 17, true),
         // Guest-physical address of the exit, host IA32_PAT.
-        (
-            0x2400,
-            FieldWidth::Bits64,
-            FieldKind::ExitInformation,
-            0,
-            false,
-        ),
+        (0x2400, FieldWidth::Bits64, FieldKind::ExitInformation, 0, false),
         (0x2c00, FieldWidth::Bits64, FieldKind::HostState, 0, false),
         // TPR threshold, exit reason, guest activity state.
         (0x401c, FieldWidth::Bits32, FieldKind::Control, 14, false),
-        (
-            0x4402,
-            FieldWidth::Bits32,
-            FieldKind::ExitInformation,
-            1,
-            false,
-        ),
+        (0x4402, FieldWidth::Bits32, FieldKind::ExitInformation, 1, false),
         (0x4826, FieldWidth::Bits32, FieldKind::GuestState, 19, false),
         // Exit qualification, guest RIP, host RIP.
-        (
-            0x6400,
-            FieldWidth::Natural,
-            FieldKind::ExitInformation,
-            0,
-            false,
-        ),
-        (
-            0x681e,
-            FieldWidth::Natural,
-            FieldKind::GuestState,
-            15,
-            false,
-        ),
+        (0x6400, FieldWidth::Natural, FieldKind::ExitInformation, 0, false),
+        (0x681e, FieldWidth::Natural, FieldKind::GuestState, 15, false),
         (0x6c16, FieldWidth::Natural, FieldKind::HostState, 11, false),
     ];
 

@@ -20,9 +20,7 @@ pub struct ManualClock {
 impl ManualClock {
     /// A clock that shows `ticks`.
     pub const fn new(ticks: u64) -> Self {
-        Self {
-            ticks: AtomicU64::new(ticks),
-        }
+        Self { ticks: AtomicU64::new(ticks) }
     }
 
     /// Moves the clock on by `ticks`. It wraps as the counter of a processor would.

@@ -20,7 +20,6 @@ pub struct FixedCpuid<'a>(pub &'a [(u32, u32, [u32; 4])]);
 impl Cpuid for FixedCpuid<'_> {
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
         let mut rows = self.0.iter();
-        rows.find(|row| (row.0, row.1) == (leaf, subleaf))
-            .map_or([0; 4], |row| row.2)
+        rows.find(|row| (row.0, row.1) == (leaf, subleaf)).map_or([0; 4], |row| row.2)
     }
 }

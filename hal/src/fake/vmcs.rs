@@ -73,11 +73,7 @@ impl<const N: usize> Vmcs for MemoryVmcs<N> {
         let mut written = self.written();
         let stored = written.find(|(stored, _)| *stored == field.whole());
         let value = stored.map_or(0, |(_, value)| value);
-        Ok(if field.is_high_half() {
-            value >> 32
-        } else {
-            value
-        })
+        Ok(if field.is_high_half() { value >> 32 } else { value })
     }
 
     fn write(&mut self, field: VmcsField, value: u64) -> Result<(), VmcsError> {
@@ -114,11 +110,7 @@ mod tests {
     #[test]
     fn values_are_cut_to_the_field() {
         let mut vmcs = MemoryVmcs::<4>::new();
-        for (field, expected) in [
-            (STATUS, 0xffff),
-            (THRESHOLD, 0xffff_ffff),
-            (BITMAP, u64::MAX),
-        ] {
+        for (field, expected) in [(STATUS, 0xffff), (THRESHOLD, 0xffff_ffff), (BITMAP, u64::MAX)] {
             assert_eq!(vmcs.read(field), Ok(0));
             assert_eq!(vmcs.write(field, u64::MAX), Ok(()));
             assert_eq!(vmcs.read(field), Ok(expected));
@@ -150,10 +142,7 @@ mod tests {
     fn a_full_store_keeps_what_it_has() {
         let mut vmcs = MemoryVmcs::<1>::new();
         assert_eq!(vmcs.write(STATUS, 1), Ok(()));
-        assert_eq!(
-            vmcs.write(THRESHOLD, 2),
-            Err(VmcsError::Unavailable(THRESHOLD))
-        );
+        assert_eq!(vmcs.write(THRESHOLD, 2), Err(VmcsError::Unavailable(THRESHOLD)));
         assert_eq!(vmcs.write(STATUS, 3), Ok(()));
         assert_eq!(vmcs.read(STATUS), Ok(3));
     }

@@ -3,8 +3,8 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{
-    Clock, Cpuid, FieldKind, MsrError, PhysAddr, ReadMsr, SendError, SendInterrupt, Translate,
-    Vmcs, VmcsError, VmcsField, WriteMsr,
+    Clock, Cpuid, Doorbell, FieldKind, MsrError, PhysAddr, ReadMsr, SendError, SendInterrupt,
+    Translate, Vmcs, VmcsError, VmcsField, WriteMsr,
 };
 
 /// Counts the operations on `T`, whether they succeed or not.
@@ -31,6 +31,8 @@ pub struct Counts {
     pub vmcs_writes: ByKind,
     /// Interrupts sent.
     pub interrupts: u64,
+    /// Doorbells rung.
+    pub doorbells: u64,
     /// Readings of the clock.
     pub clock_reads: u64,
     /// Physical addresses asked for.
@@ -64,22 +66,17 @@ impl ByKind {
 impl<T> Count<T> {
     /// Counts what is done on `inner`, from zero.
     pub const fn new(inner: T) -> Self {
-        Self {
-            inner,
-            counters: Counters::new(),
-        }
+        Self { inner, counters: Counters::new() }
     }
 
     /// The counts so far.
     pub fn counts(&self) -> Counts {
-        self.counters
-            .each(|counter| counter.load(Ordering::Relaxed))
+        self.counters.each(|counter| counter.load(Ordering::Relaxed))
     }
 
     /// The counts so far, and start again from zero.
     pub fn take(&self) -> Counts {
-        self.counters
-            .each(|counter| counter.swap(0, Ordering::Relaxed))
+        self.counters.each(|counter| counter.swap(0, Ordering::Relaxed))
     }
 
     /// What is counted on. Calls made on it directly are not counted.
@@ -138,6 +135,12 @@ impl<T: SendInterrupt> SendInterrupt for Count<T> {
     }
 }
 
+impl<T: Doorbell> Doorbell for Count<T> {
+    fn ring(&self, destination: u32) -> Result<(), SendError> {
+        self.note(&self.counters.doorbells, self.inner.ring(destination))
+    }
+}
+
 impl<T: Clock> Clock for Count<T> {
     fn now(&self) -> u64 {
         add_one(&self.counters.clock_reads);
@@ -167,6 +170,7 @@ struct Counters {
     vmcs_reads: KindCounters,
     vmcs_writes: KindCounters,
     interrupts: AtomicU64,
+    doorbells: AtomicU64,
     clock_reads: AtomicU64,
     addresses: AtomicU64,
     cpuids: AtomicU64,
@@ -189,6 +193,7 @@ impl Counters {
             vmcs_reads: KindCounters::new(),
             vmcs_writes: KindCounters::new(),
             interrupts: AtomicU64::new(0),
+            doorbells: AtomicU64::new(0),
             clock_reads: AtomicU64::new(0),
             addresses: AtomicU64::new(0),
             cpuids: AtomicU64::new(0),
@@ -203,6 +208,7 @@ impl Counters {
             vmcs_reads: self.vmcs_reads.each(&take),
             vmcs_writes: self.vmcs_writes.each(&take),
             interrupts: take(&self.interrupts),
+            doorbells: take(&self.doorbells),
             clock_reads: take(&self.clock_reads),
             addresses: take(&self.addresses),
             cpuids: take(&self.cpuids),
@@ -260,18 +266,8 @@ mod tests {
             let _ = vmcs.read(VmcsField::new(encoding));
         }
         let counts = vmcs.take();
-        let writes = ByKind {
-            control: 2,
-            exit_information: 1,
-            guest_state: 1,
-            host_state: 1,
-        };
-        let reads = ByKind {
-            control: 0,
-            exit_information: 2,
-            guest_state: 1,
-            host_state: 0,
-        };
+        let writes = ByKind { control: 2, exit_information: 1, guest_state: 1, host_state: 1 };
+        let reads = ByKind { control: 0, exit_information: 2, guest_state: 1, host_state: 0 };
         assert_eq!(counts.vmcs_writes, writes);
         assert_eq!(counts.vmcs_reads, reads);
         assert_eq!(writes.total(), 5);
@@ -283,14 +279,7 @@ mod tests {
     fn everything_else_has_its_own_counter() {
         let msrs = Count::new(FixedMsrs(&[]));
         assert!(msrs.read_msr(0x10).is_err());
-        assert_eq!(
-            msrs.counts(),
-            Counts {
-                msr_reads: 1,
-                failures: 1,
-                ..Counts::default()
-            }
-        );
+        assert_eq!(msrs.counts(), Counts { msr_reads: 1, failures: 1, ..Counts::default() });
         let sender = Count::new(Unconnected);
         assert!(sender.send_interrupt(0, 0x20).is_ok());
         assert_eq!(sender.counts().interrupts, 1);

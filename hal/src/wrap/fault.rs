@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{
-    Clock, Cpuid, MsrError, PhysAddr, ReadMsr, SendError, SendInterrupt, Translate, Vmcs,
+    Clock, Cpuid, Doorbell, MsrError, PhysAddr, ReadMsr, SendError, SendInterrupt, Translate, Vmcs,
     VmcsError, VmcsField, WriteMsr,
 };
 
@@ -56,6 +56,18 @@ pub enum Fault {
     },
     /// An interrupt is refused.
     RefuseInterrupt {
+        /// The physical APIC ID it was for.
+        destination: Option<u32>,
+        /// With this error.
+        error: SendError,
+    },
+    /// A doorbell is said to be rung and is not.
+    LoseDoorbell {
+        /// The physical APIC ID it was for.
+        destination: Option<u32>,
+    },
+    /// A doorbell is refused.
+    RefuseDoorbell {
         /// The physical APIC ID it was for.
         destination: Option<u32>,
         /// With this error.
@@ -212,6 +224,19 @@ impl<T: SendInterrupt, const N: usize> SendInterrupt for FaultInjector<T, N> {
     }
 }
 
+impl<T: Doorbell, const N: usize> Doorbell for FaultInjector<T, N> {
+    fn ring(&self, to: u32) -> Result<(), SendError> {
+        let struck = self.strike(|fault| match fault {
+            Fault::LoseDoorbell { destination } => is_any_or(destination, to).then_some(Ok(())),
+            Fault::RefuseDoorbell { destination, error } => {
+                is_any_or(destination, to).then_some(Err(error))
+            }
+            _ => None,
+        });
+        struck.unwrap_or_else(|| self.inner.ring(to))
+    }
+}
+
 impl<T: Translate, const N: usize> Translate for FaultInjector<T, N> {
     fn physical_address<O: ?Sized>(&self, object: &O) -> Option<PhysAddr> {
         let struck = self.strike(|fault| (fault == Fault::NoAddress).then_some(()));
@@ -246,10 +271,7 @@ mod tests {
 
     #[test]
     fn the_nth_write_fails_and_changes_nothing() {
-        let fault = Fault::WriteVmcs {
-            field: None,
-            error: ERROR,
-        };
+        let fault = Fault::WriteVmcs { field: None, error: ERROR };
         let mut vmcs = FaultInjector::new(MemoryVmcs::<4>::new(), [(When::Nth(2), fault)]);
         assert_eq!(vmcs.write(THRESHOLD, 1), Ok(()));
         assert_eq!(vmcs.write(THRESHOLD, 2), Err(ERROR));
@@ -296,19 +318,8 @@ mod tests {
     #[test]
     fn a_lost_interrupt_looks_sent() {
         let faults = [
-            (
-                When::Nth(2),
-                Fault::LoseInterrupt {
-                    destination: Some(1),
-                },
-            ),
-            (
-                When::Always,
-                Fault::RefuseInterrupt {
-                    destination: Some(3),
-                    error: SendError::Busy,
-                },
-            ),
+            (When::Nth(2), Fault::LoseInterrupt { destination: Some(1) }),
+            (When::Always, Fault::RefuseInterrupt { destination: Some(3), error: SendError::Busy }),
         ];
         let sender = FaultInjector::new(Count::new(Unconnected), faults);
         let arrived = || sender.inner().counts().interrupts;
@@ -327,15 +338,30 @@ mod tests {
     fn msrs_and_addresses_fail_too() {
         let error = MsrError::GeneralProtection(0x48b);
         let msr = Some(0x48b);
-        let faults = [
-            (When::Always, Fault::ReadMsr { msr, error }),
-            (When::Nth(1), Fault::NoAddress),
-        ];
+        let faults =
+            [(When::Always, Fault::ReadMsr { msr, error }), (When::Nth(1), Fault::NoAddress)];
         let msrs = FaultInjector::new(FixedMsrs(&[(0x48b, 1), (0x480, 2)]), faults);
         assert_eq!(msrs.read_msr(0x480), Ok(2));
         assert_eq!(msrs.read_msr(0x48b), Err(error));
         let map = FaultInjector::new(VirtualIsPhysical, faults);
         assert_eq!(map.physical_address(&msrs), None);
         assert!(map.physical_address(&msrs).is_some());
+    }
+
+    #[test]
+    fn doorbells_are_lost_and_refused() {
+        use crate::fake::Unconnected;
+        use crate::wrap::Count;
+
+        let faults = [
+            (When::Nth(1), Fault::LoseDoorbell { destination: Some(2) }),
+            (When::Always, Fault::RefuseDoorbell { destination: Some(3), error: SendError::Busy }),
+        ];
+        let doorbell = FaultInjector::new(Count::new(Unconnected), faults);
+        assert_eq!(doorbell.ring(2), Ok(()));
+        assert_eq!(doorbell.inner().counts().doorbells, 0);
+        assert_eq!(doorbell.ring(3), Err(SendError::Busy));
+        assert_eq!(doorbell.ring(2), Ok(()));
+        assert_eq!(doorbell.inner().counts().doorbells, 1);
     }
 }

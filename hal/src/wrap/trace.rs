@@ -2,7 +2,7 @@
 
 use super::Operation;
 use crate::{
-    Clock, Cpuid, MsrError, PhysAddr, ReadMsr, SendError, SendInterrupt, Translate, Vmcs,
+    Clock, Cpuid, Doorbell, MsrError, PhysAddr, ReadMsr, SendError, SendInterrupt, Translate, Vmcs,
     VmcsError, VmcsField, WriteMsr,
 };
 
@@ -80,11 +80,7 @@ impl<T: Vmcs, S: Sink> Vmcs for Trace<T, S> {
 
     fn write(&mut self, field: VmcsField, value: u64) -> Result<(), VmcsError> {
         let result = self.inner.write(field, value);
-        self.sink.record(Operation::WriteVmcs {
-            field,
-            value,
-            result,
-        });
+        self.sink.record(Operation::WriteVmcs { field, value, result });
         result
     }
 }
@@ -92,11 +88,15 @@ impl<T: Vmcs, S: Sink> Vmcs for Trace<T, S> {
 impl<T: SendInterrupt, S: Sink> SendInterrupt for Trace<T, S> {
     fn send_interrupt(&self, destination: u32, vector: u8) -> Result<(), SendError> {
         let result = self.inner.send_interrupt(destination, vector);
-        self.sink.record(Operation::SendInterrupt {
-            destination,
-            vector,
-            result,
-        });
+        self.sink.record(Operation::SendInterrupt { destination, vector, result });
+        result
+    }
+}
+
+impl<T: Doorbell, S: Sink> Doorbell for Trace<T, S> {
+    fn ring(&self, destination: u32) -> Result<(), SendError> {
+        let result = self.inner.ring(destination);
+        self.sink.record(Operation::Ring { destination, result });
         result
     }
 }
@@ -120,11 +120,7 @@ impl<T: Translate, S: Sink> Translate for Trace<T, S> {
 impl<T: Cpuid, S: Sink> Cpuid for Trace<T, S> {
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
         let registers = self.inner.cpuid(leaf, subleaf);
-        self.sink.record(Operation::Cpuid {
-            leaf,
-            subleaf,
-            registers,
-        });
+        self.sink.record(Operation::Cpuid { leaf, subleaf, registers });
         registers
     }
 }
@@ -154,11 +150,7 @@ mod tests {
         assert!(vmcs.write(EXIT_REASON, 0).is_err());
         assert_eq!(msrs.read_msr(0x480), Ok(0x1234));
         assert!(msrs.read_msr(0x481).is_err());
-        assert!(
-            Trace::new(Unconnected, &ring)
-                .send_interrupt(2, 0xf2)
-                .is_ok()
-        );
+        assert!(Trace::new(Unconnected, &ring).send_interrupt(2, 0xf2).is_ok());
         assert_eq!(Trace::new(ManualClock::new(77), &ring).now(), 77);
         assert_eq!(Trace::new(FixedCpuid(&[]), &ring).cpuid(1, 2), [0; 4]);
         let address = Trace::new(VirtualIsPhysical, &ring).physical_address(&ring);
@@ -177,10 +169,7 @@ mod tests {
                 "cpuid 0x1 0x2: 0x0 0x0 0x0 0x0",
             ]
         );
-        assert_eq!(
-            ring.operations().nth(8),
-            Some(Operation::PhysicalAddress { result: address })
-        );
+        assert_eq!(ring.operations().nth(8), Some(Operation::PhysicalAddress { result: address }));
         assert_eq!(lines.len(), 9);
     }
 

@@ -19,11 +19,7 @@ impl LinearMap {
     /// processor: it will write there (SDM vol. 3, "Virtual-APIC Address", "Posted-Interrupt
     /// Descriptor Address"), and a wrong answer is memory corruption.
     pub const unsafe fn new(virtual_start: usize, physical_start: u64, length: usize) -> Self {
-        Self {
-            virtual_start,
-            physical_start,
-            length,
-        }
+        Self { virtual_start, physical_start, length }
     }
 
     /// Every virtual address is the physical address.
@@ -31,11 +27,7 @@ impl LinearMap {
     /// # Safety
     /// As [`new`](Self::new), for all memory that objects of this program lie in.
     pub const unsafe fn identity() -> Self {
-        Self {
-            virtual_start: 0,
-            physical_start: 0,
-            length: usize::MAX,
-        }
+        Self { virtual_start: 0, physical_start: 0, length: usize::MAX }
     }
 
     fn translate(&self, start: usize, size: usize) -> Option<PhysAddr> {
@@ -68,21 +60,9 @@ mod tests {
     fn only_whole_objects_inside_the_map_have_an_address() {
         let map = map(0xffff_8000_0000_0000, 0x10_0000, 0x3000);
         let base = 0xffff_8000_0000_0000;
-        assert_eq!(
-            map.translate(base, 4096),
-            Some(PhysAddr::new(0x10_0000)),
-            "first page"
-        );
-        assert_eq!(
-            map.translate(base + 0x2000, 4096),
-            Some(PhysAddr::new(0x10_2000)),
-            "last page"
-        );
-        assert_eq!(
-            map.translate(base + 0x2001, 4096),
-            None,
-            "runs over the end"
-        );
+        assert_eq!(map.translate(base, 4096), Some(PhysAddr::new(0x10_0000)), "first page");
+        assert_eq!(map.translate(base + 0x2000, 4096), Some(PhysAddr::new(0x10_2000)), "last page");
+        assert_eq!(map.translate(base + 0x2001, 4096), None, "runs over the end");
         assert_eq!(map.translate(base - 1, 1), None, "before the start");
         assert_eq!(map.translate(usize::MAX, 2), None, "wraps");
     }

@@ -11,6 +11,7 @@
 
 mod address;
 mod cpuid;
+mod doorbell;
 mod icr;
 mod interrupts_off;
 mod msr;
@@ -21,6 +22,7 @@ mod xapic;
 
 pub use address::LinearMap;
 pub use cpuid::NativeCpuid;
+pub use doorbell::AvicDoorbell;
 pub use msr::Msrs;
 pub use time::TscClock;
 pub use vmcs::CurrentVmcs;

@@ -28,9 +28,7 @@ impl CurrentVmcs {
     ///   touch: many fields hold physical addresses, and the host-state fields say where execution
     ///   goes on after the exit.
     pub const unsafe fn new() -> Self {
-        Self {
-            _this_cpu: PhantomData,
-        }
+        Self { _this_cpu: PhantomData }
     }
 
     fn vmread(&self, field: VmcsField) -> Result<u64, Failure> {
@@ -92,14 +90,12 @@ impl CurrentVmcs {
 impl Vmcs for CurrentVmcs {
     #[inline]
     fn read(&self, field: VmcsField) -> Result<u64, VmcsError> {
-        self.vmread(field)
-            .map_err(|failure| self.explain(failure, field))
+        self.vmread(field).map_err(|failure| self.explain(failure, field))
     }
 
     #[inline]
     fn write(&mut self, field: VmcsField, value: u64) -> Result<(), VmcsError> {
-        self.vmwrite(field, value)
-            .map_err(|failure| self.explain(failure, field))
+        self.vmwrite(field, value).map_err(|failure| self.explain(failure, field))
     }
 }
 
