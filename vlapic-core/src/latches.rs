@@ -80,9 +80,9 @@ impl Latches {
         self.update(|word| (word & !drop).wrapping_add(LIFE) | if waiting { WAITING } else { 0 });
     }
 
-    /// The APIC's state was just thrown away without INIT (EN cleared).
+    /// The APIC's state is being thrown away without INIT (EN cleared).
     pub(crate) fn begin_life(&self) {
-        self.0.fetch_add(LIFE, Ordering::AcqRel);
+        self.update(|word| (word & !(PIN_REMOTE_IRR * 3)).wrapping_add(LIFE));
     }
 
     /// Which life between two RESETs or INITs this is, modulo 256.

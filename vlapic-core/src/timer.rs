@@ -25,6 +25,9 @@ struct Counting {
     count: u32,
     /// log2 of the divider in force since `origin`.
     shift: u8,
+    /// The first TSC value at which the count is zero. Follows from the others and is looked at in
+    /// every entry's work, so the division is done once.
+    expiry: u64,
 }
 
 /// What the page says about the timer, read when it is needed.
@@ -46,11 +49,7 @@ pub(crate) const fn divide_shift(value: u32) -> u8 {
 impl Timer {
     /// Initial count written. In TSC-deadline mode the write is ignored, which the caller sees to.
     pub(crate) fn start(&mut self, now: u64, settings: Settings) {
-        self.counting = (settings.initial_count != 0).then_some(Counting {
-            origin: now,
-            count: settings.initial_count,
-            shift: settings.shift,
-        });
+        self.counting = Counting::new(now, settings.initial_count, settings.shift, settings.clock);
     }
 
     /// LVT timer written. One-shot and periodic change into each other without disturbing the
@@ -70,8 +69,7 @@ impl Timer {
             && counting.shift != settings.shift
         {
             let count = self.current_count(now, settings);
-            self.counting =
-                (count != 0).then_some(Counting { origin: now, count, shift: settings.shift });
+            self.counting = Counting::new(now, count, settings.shift, settings.clock);
         }
     }
 
@@ -125,8 +123,7 @@ impl Timer {
                 let Some(counting) = self.counting else {
                     return false;
                 };
-                let expiry = counting.expiry(settings.clock);
-                if now < expiry {
+                if now < counting.expiry {
                     return false;
                 }
                 self.counting = if settings.mode == TimerMode::Periodic {
@@ -145,7 +142,7 @@ impl Timer {
         match settings.mode {
             TimerMode::TscDeadline => (self.deadline != 0).then_some(self.deadline),
             TimerMode::OneShot | TimerMode::Periodic => {
-                self.counting.map(|counting| counting.expiry(settings.clock))
+                self.counting.map(|counting| counting.expiry)
             }
             TimerMode::Reserved => None,
         }
@@ -153,17 +150,18 @@ impl Timer {
 }
 
 impl Counting {
+    /// A count of `count` from `origin` on; none if it is zero.
+    fn new(origin: u64, count: u32, shift: u8, clock: ClockRatio) -> Option<Self> {
+        let ticks = u128::from(count) << shift;
+        let tsc = (ticks * u128::from(clock.tsc)).div_ceil(u128::from(clock.bus));
+        let expiry = origin.saturating_add(u64::try_from(tsc).unwrap_or(u64::MAX));
+        (count != 0).then_some(Self { origin, count, shift, expiry })
+    }
+
     /// Divided ticks since `origin`.
     fn elapsed(&self, now: u64, clock: ClockRatio) -> u128 {
         let tsc = u128::from(now.saturating_sub(self.origin));
         (tsc * u128::from(clock.bus) / u128::from(clock.tsc)) >> self.shift
-    }
-
-    /// The first TSC value at which the count is zero.
-    fn expiry(&self, clock: ClockRatio) -> u64 {
-        let ticks = u128::from(self.count) << self.shift;
-        let tsc = (ticks * u128::from(clock.tsc)).div_ceil(u128::from(clock.bus));
-        self.origin.saturating_add(u64::try_from(tsc).unwrap_or(u64::MAX))
     }
 
     /// The count that runs at `now`, after one or more expiries of a periodic timer.
@@ -177,11 +175,8 @@ impl Counting {
         // Rounded up, as `expiry` is: a period never begins before its predecessor ended.
         let tsc = ((ticks_to_start << self.shift) * u128::from(settings.clock.tsc))
             .div_ceil(u128::from(settings.clock.bus));
-        Some(Self {
-            origin: self.origin.saturating_add(u64::try_from(tsc).unwrap_or(u64::MAX)),
-            count: settings.initial_count,
-            shift: settings.shift,
-        })
+        let origin = self.origin.saturating_add(u64::try_from(tsc).unwrap_or(u64::MAX));
+        Self::new(origin, settings.initial_count, self.shift, settings.clock)
     }
 }
 

@@ -137,6 +137,18 @@ fn turning_the_entry_to_edge_frees_remote_irr() {
 }
 
 #[test]
+fn turning_the_apic_off_frees_remote_irr() {
+    let mut plain = apic(0x8041, 0x1_0000);
+    drive(&mut plain, Pin::Lint0, true);
+    plain.set_msr(0x1B, 0xFEE0_0100);
+    plain.set_msr(0x1B, 0xFEE0_0900);
+    plain.enable();
+    let _ = plain.write_lvt(LvtEntry::Lint0, 0x8042);
+    let _ = plain.apic.prepare(0, None);
+    assert_eq!(plain.irr(), [0x42]);
+}
+
+#[test]
 fn virtual_wire() {
     let mut plain = apic(0x700, 0x400);
     assert!(plain.apic.passes_external_interrupts());
