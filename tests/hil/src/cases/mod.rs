@@ -1,6 +1,7 @@
 //! The cases that put machine and driver together: each runs at every level and in both modes where it applies.
 
 mod contrast;
+mod errors;
 mod guest_apic;
 mod guests;
 mod ipis;
@@ -8,9 +9,10 @@ mod level;
 mod posts;
 mod priority;
 mod record;
-mod rows;
 mod resets;
+mod rows;
 mod stage;
+mod timer;
 mod upcall;
 mod upcall_guest;
 
@@ -99,8 +101,16 @@ pub(crate) fn equal(
     if seen == expected { Ok(()) } else { Err(Failure::Differs { what, expected, seen }) }
 }
 
-const GROUPS: &[&[Case]] =
-    &[upcall::CASES, posts::CASES, level::CASES, priority::CASES, ipis::CASES, resets::CASES];
+const GROUPS: &[&[Case]] = &[
+    upcall::CASES,
+    posts::CASES,
+    level::CASES,
+    priority::CASES,
+    ipis::CASES,
+    resets::CASES,
+    timer::CASES,
+    errors::CASES,
+];
 
 /// Runs what the command line asks for; whether nothing failed.
 pub(crate) fn run(line: &CommandLine) -> bool {

@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use super::guest_apic::{self, IRR, ISR, LONG_ENOUGH, PPR, ensure, has, self_ipi, taken};
-use super::stage::{self, Stage};
+use super::stage::{self, Stage, alone};
 use super::{Case, Failure, Setting, equal, guests};
 use crate::guest::{Context, Eoi, apic, cpu};
 use crate::hypervisor::{Config, Level, VirtualMachine};
@@ -17,13 +17,6 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "self-ipi-nested", cpus: 1, applies: |_| true, run: |at| alone(at, nested) },
     Case { name: "self-ipi-many", cpus: 1, applies: |_| true, run: |at| alone(at, many) },
 ];
-
-/// Runs a program on one vCPU on this CPU.
-fn alone(setting: Setting, program: crate::guest::Program) -> Result<(), Failure> {
-    let machine = VirtualMachine::new(Config::new(setting.level, 1))?;
-    machine.set_program(0, program, guests::argument(setting.mode));
-    equal("line of the program", machine.run_here(0)?, 0u64)
-}
 
 /// How the guest writes its task priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

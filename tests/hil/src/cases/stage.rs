@@ -6,7 +6,7 @@ use vlapic_core::{Address, Delivery, Destination, Message, Outcome, Receipt, Slo
 use vlapic_hal::Clock;
 use vlapic_hal::x86::TscClock;
 
-use super::{Failure, Mode, check, guests};
+use super::{Failure, Mode, Setting, check, guests};
 use crate::guest::{Context, Program, apic, cpu};
 use crate::hypervisor::{Config, VirtualMachine};
 use crate::machine::smp;
@@ -174,6 +174,12 @@ impl Drop for Stage {
             }
         }
     }
+}
+
+/// Runs a program with the mode as its argument on one vCPU on this CPU. It must end with 0.
+pub(super) fn alone(setting: Setting, program: Program) -> Result<(), Failure> {
+    let stage = Stage::with_first_here(Config::new(setting.level, 1))?;
+    stage.run_first(program, guests::argument(setting.mode))
 }
 
 /// A plain program: takes what comes until it is told to go. Its argument is [`taker_argument`]'s.
