@@ -1,7 +1,7 @@
 //! The same sequence of operations, on the model with the driver at every level and in plain emulation, leaves the same
 //! page and has the guest take the same interrupts in the same order.
 
-use apicv::HostMode;
+use apicv::{Capabilities, Feature, Features, HostMode, Wanted, negotiate};
 use vlapic_core::Mode;
 use vlapic_tests::hypervisor::{Config, Level, run};
 use vlapic_tests::model::{self, Capability, Knobs};
@@ -12,11 +12,11 @@ use vlapic_tests::steps::{Subject, sequence};
 const PPR: u16 = 0x0a0;
 
 /// Runs `count` random steps on both and compares after each.
-fn compare(config: Config, count: usize) {
+fn compare(config: Config, count: usize) -> u64 {
     let steps = sequence(config.seed, config.vcpus, count);
     let mut reference = Reference::new(config.vcpus, config.profile, config.mode);
     reference.register_upcalls();
-    run(config, |hypervisor| {
+    let faults = run(config, |hypervisor| {
         hypervisor.register_upcalls();
         for (number, step) in steps.iter().enumerate() {
             let (expected, found) = (step.apply(&mut reference), step.apply(hypervisor));
@@ -54,9 +54,11 @@ fn compare(config: Config, count: usize) {
                 }
             }
         }
+        hypervisor.faults()
     });
     let taken: usize = (0..config.vcpus).map(|vcpu| reference.seen(vcpu).taken.len()).sum();
     assert!(taken > count / 50, "only {taken} interrupts in {count} steps prove little");
+    faults
 }
 
 /// 2 modes, 4 seeds, each 2000 steps, some CPUs to spare.
@@ -134,4 +136,35 @@ fn every_reading_of_the_manual() {
             compare(Config { knobs, profile, host: HostMode::X2Apic, cpus: 3, ..config }, 500);
         }
     }
+}
+
+/// Any VMREAD or VMWRITE of any call may fail; the call is repeated, and nobody notices.
+#[test]
+fn failing_vmcs_accesses() {
+    for level in Level::ALL {
+        let config = Config::new(level).vcpus(2).seed(11);
+        let faults = compare(Config { fault_in: 6, cpus: 3, ..config }, 1000);
+        assert!(faults > 20, "{faults} failures at {level:?} prove little");
+    }
+}
+
+/// Every set of features that negotiation can come to, among them virtual-interrupt delivery without register
+/// virtualization.
+#[test]
+fn every_set_of_features() {
+    let mut seen = Vec::new();
+    let capabilities = Capabilities::detect(&Capability::full()).unwrap();
+    for bits in 0..1u32 << Feature::COUNT {
+        let chosen = Feature::ALL.into_iter().filter(|&feature| bits & 1 << feature as u32 != 0);
+        let wanted = Wanted::from(chosen.collect::<Features>());
+        let granted = negotiate(wanted, &capabilities).features();
+        if seen.contains(&granted) {
+            continue;
+        }
+        seen.push(granted);
+        let mode = if bits.is_multiple_of(3) { Mode::X2Apic } else { Mode::XApic };
+        let config = Config::new(Level::Emulated).vcpus(2).mode(mode).seed(bits.into());
+        compare(Config { wanted, cpus: 3, ..config }, 400);
+    }
+    assert!(seen.len() > 20, "{} sets", seen.len());
 }

@@ -86,6 +86,8 @@ pub struct Config {
     pub refused_upcall: RefusedUpcall,
     /// The guest's register window leads to the virtual-APIC page itself, as plain memory: no store to it exits.
     pub silent_window: bool,
+    /// One VMREAD or VMWRITE in so many fails, at random, and the driver's call is repeated; 0 is none.
+    pub fault_in: u64,
     /// The seed of the schedule.
     pub seed: u64,
 }
@@ -105,6 +107,7 @@ impl Config {
             svr_writes: SvrWrites::Exit,
             refused_upcall: RefusedUpcall::Owed,
             silent_window: false,
+            fault_in: 0,
             seed: 1,
         }
     }

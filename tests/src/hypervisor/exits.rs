@@ -1,9 +1,9 @@
 //! The loop of a vCPU: before entry, enter, after exit.
 
-use apicv::Exit;
-use vlapic_core::{Effect, Event, LvtEntry, Register};
-use vlapic_core::{EntryInput, ExitOutcome};
-use vlapic_hal::Vmcs;
+use apicv::{Exit, Vcpu};
+use vlapic_core::{Effect, Entry, EntryInput, Event, ExitOutcome, LvtEntry, Register};
+use vlapic_hal::wrap::{Fault, FaultInjector, When};
+use vlapic_hal::{Vmcs, VmcsError};
 
 use super::guest::{Answer, Op};
 use super::{Hypervisor, KICK, NOTIFICATION, Run, WAKEUP};
@@ -48,9 +48,9 @@ impl<'m> Hypervisor<'m> {
         self.vcpus[index].kicked = false;
         let injects = self.vcpus[index].injects;
         let input = self.input(index);
+        let entry = self.before_entry(index, input);
         let vcpu = &mut self.vcpus[index];
         let core = &mut self.machine.cores[cpu];
-        let entry = vcpu.driver.before_entry(core, input).expect("VMREAD and VMWRITE");
         vcpu.entry = Some(entry);
         if entry.event && injects.is_none() && entry.injected.is_none() {
             return;
@@ -134,6 +134,7 @@ impl<'m> Hypervisor<'m> {
     pub(super) fn after_exit(&mut self, index: usize, exit: VmExit, op: Option<Op>) -> Answer {
         let vcpu = &mut self.vcpus[index];
         vcpu.exits += 1;
+        vcpu.last_exit = Some(exit);
         let apic_exit = Exit { reason: exit.reason as u16, qualification: exit.qualification };
         match vcpu.driver.after_exit(apic_exit, self.now) {
             ExitOutcome::Done(effect) => {
@@ -170,7 +171,14 @@ impl<'m> Hypervisor<'m> {
     pub(super) fn handle(&mut self, cpu: usize, vector: u8) {
         match vector {
             WAKEUP => self.wake_sleepers(cpu),
-            KICK | NOTIFICATION => {}
+            KICK => {
+                for index in 0..self.vcpus.len() {
+                    if self.vcpus[index].cpu == Some(cpu) {
+                        self.wake(index);
+                    }
+                }
+            }
+            NOTIFICATION => {}
             _ => unreachable!("the host has no handler for {vector:#x}"),
         }
     }
@@ -191,11 +199,59 @@ impl<'m> Hypervisor<'m> {
     }
 
     fn mode_changed(&mut self, index: usize) {
-        let cpu = self.vcpus[index].cpu.expect("a CPU");
         let bitmap = Some(self.storage.bitmap(index));
-        let core = &mut self.machine.cores[cpu];
-        let driver = &mut self.vcpus[index].driver;
-        let _ = driver.mode_changed(core, &self.capabilities, bitmap).expect("a known mode");
+        let capabilities = self.capabilities;
+        let _ = self.until_it_succeeds(index, |driver, vmcs| {
+            driver.mode_changed(&mut { vmcs }, &capabilities, bitmap)
+        });
+    }
+
+    fn before_entry(&mut self, index: usize, input: EntryInput<'_>) -> Entry {
+        let mut injected = None;
+        let entry = self.until_it_succeeds(index, |driver, vmcs| {
+            let entry = driver.before_entry(&mut { vmcs }, input)?;
+            injected = injected.or(entry.injected);
+            Ok::<_, VmcsError>(entry)
+        });
+        Entry { injected, ..entry }
+    }
+
+    /// Makes a call of the driver's, with VMREADs and VMWRITEs that fail as configured, and repeats it until none does.
+    pub(super) fn until_it_succeeds<T, E: core::fmt::Debug>(
+        &mut self,
+        index: usize,
+        mut call: impl FnMut(&mut Vcpu<'m>, &mut dyn Vmcs) -> Result<T, E>,
+    ) -> T {
+        let cpu = self.vcpus[index].cpu.expect("a CPU");
+        loop {
+            let faulty = self.config.fault_in != 0 && self.machine.pick(4) == 0;
+            let nth = match self.config.fault_in {
+                0 => 1,
+                bound => 1 + self.machine.pick(bound as usize) as u64,
+            };
+            let error = VmcsError::Instruction(26);
+            let faults = [
+                (When::Nth(nth), Fault::WriteVmcs { field: None, error }),
+                (When::Nth(nth), Fault::ReadVmcs { field: None, error }),
+            ];
+            let core = &mut self.machine.cores[cpu];
+            let driver = &mut self.vcpus[index].driver;
+            if !faulty {
+                return call(driver, core).expect("VMREAD and VMWRITE");
+            }
+            let mut vmcs = FaultInjector::new(core, faults);
+            let result = call(driver, &mut vmcs);
+            let struck = vmcs.struck();
+            assert_eq!(
+                result.is_err(),
+                struck != 0,
+                "a failure is passed on, and nothing else fails"
+            );
+            self.faults += struck;
+            if let Ok(value) = result {
+                return value;
+            }
+        }
     }
 
     /// An exit told of a write to SVR.

@@ -75,7 +75,7 @@ impl Hypervisor<'_> {
     }
 
     /// A sleeping vCPU looks again whether it has something to take.
-    fn wake(&mut self, index: usize) {
+    pub(super) fn wake(&mut self, index: usize) {
         if let Run::Blocked { .. } = self.vcpus[index].run {
             self.vcpus[index].run = Run::Woken;
         }

@@ -63,6 +63,7 @@ pub struct Hypervisor<'m> {
     now: u64,
     /// Upcalls by the model with a cached flag instead of the driver.
     contrast: Option<Contrast>,
+    faults: u64,
     /// Whether physical interrupts arrive as soon as they are sent. If not, [`arrive`](Self::arrive) lets them.
     pub prompt: bool,
 }
@@ -93,6 +94,7 @@ impl<'m> Hypervisor<'m> {
             config,
             now: 1000,
             contrast: None,
+            faults: 0,
             prompt: true,
         };
         for core in &mut hypervisor.machine.cores {
@@ -152,6 +154,11 @@ impl<'m> Hypervisor<'m> {
     /// How many VM exits a vCPU took.
     pub fn exits(&self, index: usize) -> u64 {
         self.vcpus[index].exits
+    }
+
+    /// How many VMREADs and VMWRITEs failed on purpose.
+    pub fn faults(&self) -> u64 {
+        self.faults
     }
 
     /// Leaves upcalls to the model with a cached flag.

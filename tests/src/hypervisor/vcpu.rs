@@ -5,7 +5,7 @@ use vlapic_core::Entry;
 use vlapic_core::{Event, Slot};
 
 use super::{Config, Storage};
-use crate::model::{VmcsRegion, controls, field};
+use crate::model::{VmExit, VmcsRegion, controls, field};
 
 /// What a vCPU is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct VirtualCpu<'m> {
     pub run: Run,
     /// Events other than vectors that it took.
     pub events: Vec<Event>,
+    /// The last VM exit.
+    pub last_exit: Option<VmExit>,
     /// What the driver said at the last entry.
     pub entry: Option<Entry>,
     pub(super) taken: Vec<u8>,
@@ -71,6 +73,7 @@ impl<'m> VirtualCpu<'m> {
             interrupt_flag: true,
             run: if index == 0 { Run::Ready } else { Run::WaitsForSipi },
             events: Vec::new(),
+            last_exit: None,
             entry: None,
             taken: Vec::new(),
             broadcasts: Vec::new(),
