@@ -1,11 +1,13 @@
 //! The cases that put machine and driver together: each runs at every level and in both modes where it applies.
 
+mod base;
 mod contrast;
 mod errors;
 mod guest_apic;
 mod guests;
 mod ipis;
 mod level;
+mod pins;
 mod posts;
 mod priority;
 mod record;
@@ -110,6 +112,8 @@ const GROUPS: &[&[Case]] = &[
     resets::CASES,
     timer::CASES,
     errors::CASES,
+    pins::CASES,
+    base::CASES,
 ];
 
 /// Runs what the command line asks for; whether nothing failed.

@@ -61,20 +61,21 @@ fn resets(level: Level) -> u64 {
 }
 
 /// What was accepted, by vector, and whether it was taken.
-struct Ledger<'s> {
+pub(super) struct Ledger<'s> {
     stage: &'s Stage,
+    vcpu: usize,
     accepted: [u32; 256],
     posts: u32,
     lost: u32,
 }
 
 impl<'s> Ledger<'s> {
-    fn new(stage: &'s Stage) -> Self {
-        Self { stage, accepted: [0; 256], posts: 0, lost: 0 }
+    pub(super) fn new(stage: &'s Stage, vcpu: usize) -> Self {
+        Self { stage, vcpu, accepted: [0; 256], posts: 0, lost: 0 }
     }
 
     fn taken(&self, vector: u8) -> u32 {
-        self.stage.context(TARGET).count(vector)
+        self.stage.context(self.vcpu).count(vector)
     }
 
     /// Posts each vector whose last post was taken. Says whether all that were posted were accepted.
@@ -83,14 +84,14 @@ impl<'s> Ledger<'s> {
     }
 
     /// Posts each vector `always`, or if its last post was taken.
-    fn post_if(&mut self, always: bool) -> Result<bool, Failure> {
+    pub(super) fn post_if(&mut self, always: bool) -> Result<bool, Failure> {
         let mut all = true;
         for vector in vectors() {
             let accepted = self.accepted[usize::from(vector)];
             let taken = self.taken(vector);
             check(taken <= accepted, "a post was taken twice")?;
             if always || taken == accepted {
-                let receipt = self.stage.post(TARGET, vector, Trigger::Edge);
+                let receipt = self.stage.post(self.vcpu, vector, Trigger::Edge);
                 let right = receipt.outcome == Outcome::Accepted;
                 self.accepted[usize::from(vector)] += u32::from(right);
                 self.posts += u32::from(right);
@@ -101,7 +102,7 @@ impl<'s> Ledger<'s> {
     }
 
     /// Between two lives, when nothing is taken any more: what the life took stands, the rest is lost with it.
-    fn close(&mut self) -> Result<(), Failure> {
+    pub(super) fn close(&mut self) -> Result<(), Failure> {
         for vector in vectors() {
             let taken = self.taken(vector);
             let accepted = &mut self.accepted[usize::from(vector)];
@@ -113,7 +114,7 @@ impl<'s> Ledger<'s> {
     }
 
     /// Nothing resets it any more: each post is taken, and once.
-    fn settle(&mut self, amount: u32) -> Result<(), Failure> {
+    pub(super) fn settle(&mut self, amount: u32) -> Result<(), Failure> {
         let before = self.posts;
         while self.posts - before < amount {
             let last = self.posts;
@@ -126,7 +127,7 @@ impl<'s> Ledger<'s> {
         }
         for vector in vectors() {
             let accepted = self.accepted[usize::from(vector)];
-            self.stage.wait_count(TARGET, vector, accepted)?;
+            self.stage.wait_count(self.vcpu, vector, accepted)?;
         }
         pause(100_000);
         for vector in vectors() {
@@ -144,7 +145,7 @@ impl<'s> Ledger<'s> {
 fn in_turn(setting: Setting) -> Result<(), Failure> {
     let stage = stage(setting)?;
     let slot = stage.slot(TARGET);
-    let mut ledger = Ledger::new(&stage);
+    let mut ledger = Ledger::new(&stage, TARGET);
     for reset in 1..=resets(setting.level) {
         stage.send_to(TARGET, Delivery::Init);
         // Until the vCPU has taken its INIT, posts find the old life.
@@ -228,7 +229,7 @@ fn at_once(setting: Setting) -> Result<(), Failure> {
     let stage = stage(setting)?;
     stage.start(TARGET);
     stage.wait_phase(TARGET, 1)?;
-    let mut ledger = Ledger::new(&stage);
+    let mut ledger = Ledger::new(&stage, TARGET);
     let resetter = Resetter::start(stage.machine);
     let mut pass = 0_u32;
     while !resetter.is_done() {

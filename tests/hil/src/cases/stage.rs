@@ -127,12 +127,15 @@ impl Stage {
         check(receipt.outcome == Outcome::Accepted, "a post was refused")
     }
 
+    pub(super) fn has_come_to(&self, index: usize, phase: u64) -> bool {
+        self.context(index).word(PHASE).load(Ordering::Acquire) >= phase
+    }
+
     /// Waits until the program of a vCPU has come to `phase`.
     pub(super) fn wait_phase(&self, index: usize, phase: u64) -> Result<(), Failure> {
-        let word = self.context(index).word(PHASE);
-        let there = || word.load(Ordering::Acquire) >= phase || self.has_ended(index);
+        let there = || self.has_come_to(index, phase) || self.has_ended(index);
         check(patient(there), "a program does not come to its phase")?;
-        if word.load(Ordering::Acquire) < phase {
+        if !self.has_come_to(index, phase) {
             let value = self.machine.join(index, self.cpu(index))?;
             return Err(Failure::Differs { what: "program ended", expected: 0, seen: value });
         }
