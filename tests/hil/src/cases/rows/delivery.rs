@@ -5,15 +5,13 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use vlapic_core::Trigger;
 
-use super::access::{self, Fate};
+use super::access::Fate;
 use super::probe::{self, Probe};
 use crate::cases::{Case, Failure, Setting, check, equal, record};
-use crate::guest::hypercall::{self, Hypercall};
+use crate::guest::hypercall;
 use crate::guest::{Context, Eoi, apic, cpu};
-use crate::hypervisor::VirtualMachine;
+use crate::vmx::Reason;
 use crate::vmx::interrupt::Event;
-use crate::vmx::vcpu::Current;
-use crate::vmx::{Exit, Reason};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "rows-rvi-at-entry", cpus: 1, applies: |_| true, run: |at| probe::run(at, rvi) },
@@ -116,15 +114,14 @@ fn window_first(setting: Setting) -> Result<(), Failure> {
     let mut config = probe::config(setting);
     config.at_exit = |machine, vcpu, exit, current| {
         record::observe(machine, vcpu, exit, current);
-        let hypercall = called(exit, current);
+        let hypercall = probe::called(exit, current);
         let delivers = machine.config.level.delivers();
-        let done = match exit.reason {
+        let _ = match exit.reason {
             // With virtual-interrupt delivery the control is the hypervisor's own.
             Reason::InterruptWindow if delivers => current.set_interrupt_window(false),
             _ if hypercall == Some(WANT_WINDOW) => current.set_interrupt_window(true),
             _ => Ok(()),
         };
-        drop(done);
     };
     probe::run_with(config, setting, window, |_| Ok(()))
 }
@@ -155,7 +152,7 @@ fn injection_first(setting: Setting) -> Result<(), Failure> {
     let mut config = probe::config(setting);
     config.at_exit = |machine, vcpu, exit, current| {
         record::observe(machine, vcpu, exit, current);
-        if called(exit, current) == Some(INJECT) {
+        if probe::called(exit, current) == Some(INJECT) {
             let _ = machine.slots[vcpu].request(VECTOR, Trigger::Edge);
             let _ = current.inject(Event::ExternalInterrupt(INJECTED));
         }
@@ -174,12 +171,4 @@ fn injection(probe: &Probe) -> Result<(), Failure> {
     equal("RVI and SVI after the injection", IN_HANDLER.load(Ordering::Relaxed), waiting)?;
     check(!probe.has(ISR, INJECTED), "the injected vector is in ISR")?;
     equal("RVI and SVI in the end", probe.interrupt_status(), 0u64)
-}
-
-/// The operation of the hypercall that `exit` is, if it is one.
-fn called(exit: &Exit, current: &mut Current<'_>) -> Option<u64> {
-    match Hypercall::decode(current.general()) {
-        Hypercall::Other { operation, .. } if exit.reason == Reason::Vmcall => Some(operation),
-        _ => None,
-    }
 }

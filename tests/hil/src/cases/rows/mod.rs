@@ -12,11 +12,13 @@ mod access;
 mod delivery;
 mod exits;
 mod msr;
+mod posted;
 mod priority;
 mod probe;
+mod remote;
 mod window;
 
 use super::Case;
 
 pub(super) const GROUPS: &[&[Case]] =
-    &[delivery::CASES, exits::CASES, msr::CASES, priority::CASES, window::CASES];
+    &[delivery::CASES, exits::CASES, msr::CASES, posted::CASES, priority::CASES, window::CASES];

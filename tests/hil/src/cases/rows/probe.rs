@@ -11,9 +11,12 @@ use vlapic_core::{ApicPage, Trigger};
 
 use super::access::{self, Access};
 use crate::cases::{Failure, Mode, Setting, equal, guests, record};
-use crate::guest::{Context, apic, hypercall};
+use crate::guest::hypercall::{self, Hypercall};
+use crate::guest::{Context, apic};
 use crate::hypervisor::vm::{self, VirtualMachine};
 use crate::hypervisor::{Config, Level};
+use crate::vmx::vcpu::Current;
+use crate::vmx::{Exit, Reason};
 use crate::{log, println};
 
 /// A program: what it finds wrong is the case's failure.
@@ -111,6 +114,14 @@ fn on_call(machine: &VirtualMachine, vcpu: usize, operation: u64, first: u64, _:
     let receipt = machine.slots[vcpu].request(first as u8, trigger);
     machine.carry_out(vcpu, receipt);
     0
+}
+
+/// For hooks: the operation of the hypercall that `exit` is, if it is one of a case's own.
+pub(super) fn called(exit: &Exit, current: &mut Current<'_>) -> Option<u64> {
+    match Hypercall::decode(current.general()) {
+        Hypercall::Other { operation, .. } if exit.reason == Reason::Vmcall => Some(operation),
+        _ => None,
+    }
 }
 
 impl Probe {
