@@ -9,6 +9,7 @@
 //! What is expected is written down here from the SDM's text, not taken from the driver or from `vlapic-core`.
 
 mod access;
+mod bugs;
 mod delivery;
 mod exits;
 mod msr;
@@ -20,5 +21,12 @@ mod window;
 
 use super::Case;
 
-pub(super) const GROUPS: &[&[Case]] =
-    &[delivery::CASES, exits::CASES, msr::CASES, posted::CASES, priority::CASES, window::CASES];
+pub(super) const GROUPS: &[&[Case]] = &[
+    bugs::CASES,
+    delivery::CASES,
+    exits::CASES,
+    msr::CASES,
+    posted::CASES,
+    priority::CASES,
+    window::CASES,
+];
