@@ -10,6 +10,7 @@ mod guest;
 mod hypervisor;
 mod instruction;
 mod machine;
+mod svm;
 mod vmx;
 
 use machine::command_line::CommandLine;
@@ -50,7 +51,8 @@ extern "C" fn boot_processor(magic: u32, information: u32) -> ! {
 fn run(line: &CommandLine) -> u32 {
     let wanted = |case: &&Case| line.value("case").is_none_or(|part| case.name.contains(part));
     let mut failed = u32::from(!cases::run(line));
-    for case in CASES.iter().chain(vmx::smoke::CASES).chain(LAST_CASES).filter(wanted) {
+    let groups = [CASES, vmx::smoke::CASES, svm::smoke::CASES, LAST_CASES];
+    for case in groups.into_iter().flatten().filter(wanted) {
         if line.has("list") {
             println!("HIL-LIST case={}", case.name);
             continue;

@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use super::{Apic, Context, Eoi, Fault, apic, cpu, hypercall};
 use crate::instruction::mov::Width;
+use crate::machine::{apic as physical, smp};
 
 const BASE: u64 = apic::DEFAULT_BASE;
 
@@ -157,12 +158,22 @@ pub(crate) extern "C" fn halt_once(context: &'static Context, _: u64) -> u64 {
     u64::from(context.count(VECTOR))
 }
 
+/// Counts its own NMIs; the host's may come when word 1 says that it runs.
 pub(crate) extern "C" fn count_nmis(context: &'static Context, _: u64) -> u64 {
     hypercall::phase(1);
     let own = context.count(2);
     hypercall::phase(2);
+    context.word(1).store(1, Ordering::Release);
     cpu::wait(PATIENCE, || context.word(0).load(Ordering::Acquire) != 0);
     u64::from(own) << 8 | u64::from(context.count(2))
+}
+
+/// Sends the first CPU an NMI as soon as its guest, which executes [`count_nmis`], runs.
+pub(crate) fn send_nmi_to_first(_: usize) {
+    while super::context(0).word(1).load(Ordering::Acquire) == 0 {
+        core::hint::spin_loop();
+    }
+    physical::send_nmi(smp::apic_id(0));
 }
 
 pub(crate) extern "C" fn open_a_window(context: &'static Context, _: u64) -> u64 {

@@ -23,6 +23,11 @@ impl OwnedFrame {
         self.0.as_ref().map_or(0, |frame| frame.physical_address())
     }
 
+    /// Where its bytes begin.
+    pub(crate) fn as_ptr(&self) -> *const u8 {
+        self.0.as_ref().map_or(core::ptr::null(), |frame| frame.0.as_ptr())
+    }
+
     /// Its bytes.
     pub(crate) fn bytes(&mut self) -> &mut [u8] {
         self.0.as_mut().map_or(&mut [], |frame| &mut frame.0)

@@ -124,7 +124,7 @@ pub(super) fn nmi() -> Result<(), Failure> {
             let cpu = smp::this_cpu();
             let before = host::count_on(cpu, NMI);
             host::set_handler(NMI, |_| {});
-            smp::run_on(1, |_| apic::send_nmi(smp::apic_id(0)));
+            smp::run_on(1, programs::send_nmi_to_first);
             let exit = turn(current)?;
             let dispatched = current.dispatch_interrupt(&exit);
             smp::wait_idle(1);
