@@ -1,5 +1,6 @@
 //! Silicon models and scenario tests.
 
+pub mod avic_model;
 pub mod contrast;
 pub mod demo;
 pub mod hypervisor;
