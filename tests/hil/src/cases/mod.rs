@@ -14,6 +14,7 @@ mod record;
 mod resets;
 mod rows;
 mod stage;
+mod startup;
 mod timer;
 mod upcall;
 mod upcall_guest;
@@ -112,6 +113,7 @@ const GROUPS: &[&[Case]] = &[
     resets::CASES,
     timer::CASES,
     errors::CASES,
+    startup::CASES,
     pins::CASES,
     base::CASES,
 ];

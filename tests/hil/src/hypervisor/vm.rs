@@ -36,6 +36,8 @@ pub(crate) struct Config {
     pub(crate) refused_upcall: RefusedUpcall,
     /// vCPUs but the first start in real mode at their start page; else in 64-bit mode whatever the page.
     pub(crate) real_mode: bool,
+    /// A page below 1 MiB that the guest sees elsewhere than the host: guest-physical and host-physical address.
+    pub(crate) low_page: Option<(u64, u64)>,
     /// What a hypercall with a number of the case's own does: (VM, vCPU, operation, first, second), the answer.
     pub(crate) on_call: fn(&VirtualMachine, usize, u64, u64, u64) -> u64,
     /// Told of each exit that the guest caused, after it was handled: (VM, vCPU, exit, RCX at the exit).
@@ -53,6 +55,7 @@ impl Config {
             svr_writes: SvrWrites::Exit,
             refused_upcall: RefusedUpcall::Owed,
             real_mode: false,
+            low_page: None,
             on_call: |_, _, _, _, _| 0,
             on_exit: |_, _, _, _| {},
             at_exit: |_, _, _, _| {},
@@ -128,6 +131,9 @@ impl VirtualMachine {
                 Permissions::DATA,
                 MemoryType::WriteBack,
             )?;
+        }
+        if let Some((guest, host)) = config.low_page {
+            ept.map_4k(guest, host, Permissions::ALL, MemoryType::WriteBack)?;
         }
         if config.svr_writes != SvrWrites::Exit {
             for (index, page) in PAGES.iter().enumerate().take(vcpus) {
