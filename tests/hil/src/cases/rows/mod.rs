@@ -12,6 +12,7 @@ mod access;
 mod bugs;
 mod delivery;
 mod exits;
+mod exits_remote;
 mod msr;
 mod posted;
 mod priority;
@@ -25,6 +26,7 @@ pub(super) const GROUPS: &[&[Case]] = &[
     bugs::CASES,
     delivery::CASES,
     exits::CASES,
+    exits_remote::CASES,
     msr::CASES,
     posted::CASES,
     priority::CASES,
