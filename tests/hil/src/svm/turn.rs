@@ -34,7 +34,7 @@ pub(super) fn calibrate() {
 
 /// Lets the timer interrupt this CPU in `ticks` of the TSC, or somewhat later.
 pub(super) fn start(ticks: u64) {
-    let count = u128::from(ticks) * u128::from(RATE.load(Ordering::Relaxed)) >> 16;
+    let count = (u128::from(ticks) * u128::from(RATE.load(Ordering::Relaxed))) >> 16;
     apic::start_timer(VECTOR, u32::try_from(count + 1).unwrap_or(u32::MAX));
 }
 
