@@ -5,6 +5,7 @@ pub mod contrast;
 pub mod demo;
 pub mod hypervisor;
 pub mod model;
+pub mod oracle;
 pub mod plain;
 pub mod reference;
 pub mod steps;
