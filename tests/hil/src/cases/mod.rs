@@ -18,6 +18,7 @@ mod startup;
 mod timer;
 mod upcall;
 mod upcall_guest;
+mod waits;
 
 use core::fmt;
 
@@ -113,6 +114,7 @@ const GROUPS: &[&[Case]] = &[
     resets::CASES,
     timer::CASES,
     errors::CASES,
+    waits::CASES,
     startup::CASES,
     pins::CASES,
     base::CASES,
