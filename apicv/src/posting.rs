@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use vlapic_core::{ApicPage, Inbox, Notify, Trigger, Vector};
 
-use crate::descriptor::{Post, PostedDescriptor};
+use crate::descriptor::{Control, Post, PostedDescriptor};
 
 /// The physical vectors that tell a vCPU of posts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +147,10 @@ impl<'d> Posting<'d> {
         }
     }
 
+    const fn runs_unaided(&self, control: Control) -> bool {
+        control.sn() && control.nv() == self.vectors.wakeup
+    }
+
     pub(crate) const fn ndst(&self, apic_id: u32) -> u32 {
         match self.host {
             HostMode::XApic => (apic_id & 0xFF) << 8,
@@ -195,8 +199,8 @@ impl Inbox for Posting<'_> {
         }
         match self.descriptor.post(vector) {
             Post::Coalesced => Notify::None,
-            // No hardware looks at PIR: only an exit makes the owner look.
-            Post::Notify(control) if control.nv() == 0 => Notify::Kick,
+            // It runs, and no hardware looks at PIR: only an exit makes the owner look.
+            Post::Notify(control) if self.runs_unaided(control) => Notify::Kick,
             // Preempted, so about to run: its entry work finds the post.
             Post::Notify(control) if control.sn() => Notify::None,
             Post::Notify(control) if control.nv() == self.vectors.wakeup => Notify::Wake,

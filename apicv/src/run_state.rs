@@ -3,8 +3,9 @@
 //! | state | SN | NV | NDST |
 //! |---|---|---|---|
 //! | running | 0 | running | this CPU |
-//! | running without posted interrupts | 1 | 0 | this CPU |
-//! | preempted, offline | 1 | as before | stale |
+//! | running without posted interrupts | 1 | wakeup | this CPU |
+//! | preempted | 1 | as before | stale |
+//! | offline | 1 | running | stale |
 //! | blocked | 0 | wakeup | the CPU on whose list the vCPU stands |
 //!
 //! Two rules others broke: whoever clears SN looks at PIR afterwards, since VT-d posts under SN
@@ -20,12 +21,12 @@ impl Posting<'_> {
     /// The vCPU is about to run on the CPU with physical APIC ID `cpu`: NV, NDST and SN as for
     /// running, and if that was a change everything posted goes into `page`.
     ///
-    /// `hardware` says whether posted-interrupt processing is on. Without it NV is zero, by which
-    /// our own posts know that they have to kick, and SN is set, so that VT-d never sends the
-    /// vector zero.
+    /// `hardware` says whether posted-interrupt processing is on. Without it SN together with the
+    /// wakeup vector tells our own posts that they have to kick; VT-d is silent, and if it has to be
+    /// urgent its interrupt makes the vCPU exit.
     #[inline]
     pub(crate) fn run(&self, cpu: u32, hardware: bool, page: &ApicPage) {
-        let nv = if hardware { self.vectors().running } else { 0 };
+        let nv = if hardware { self.vectors().running } else { self.vectors().wakeup };
         let ndst = self.ndst(cpu);
         let control = self.descriptor().control();
         if control.sn() == hardware || control.nv() != nv || control.ndst() != ndst {
@@ -45,7 +46,7 @@ impl Posting<'_> {
     /// meanwhile is kept, unless RESET or INIT discards it. It comes back by `before_entry`, or by
     /// `block` if it is to sleep on.
     pub fn offline(&self) {
-        self.descriptor().suppress();
+        self.descriptor().set_target(true, self.vectors().running, 0);
     }
 
     /// The vCPU goes to sleep on the list of the CPU with physical APIC ID `cpu`. Put it on that

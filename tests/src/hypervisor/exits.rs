@@ -1,6 +1,6 @@
 //! The loop of a vCPU: before entry, enter, after exit.
 
-use apicv::{Exit, Vcpu};
+use apicv::{Exit, Vcpu, Wanted};
 use vlapic_core::{Effect, Entry, EntryInput, Event, ExitOutcome, LvtEntry, Register};
 use vlapic_hal::wrap::{Fault, FaultInjector, When};
 use vlapic_hal::{Vmcs, VmcsError};
@@ -204,6 +204,28 @@ impl<'m> Hypervisor<'m> {
         let _ = self.until_it_succeeds(index, |driver, vmcs| {
             driver.mode_changed(&mut { vmcs }, &capabilities, bitmap)
         });
+    }
+
+    /// Asks the driver for another level of help.
+    pub fn configure(&mut self, index: usize, wanted: Wanted) {
+        self.leave(index);
+        let (storage, capabilities) = (self.storage, self.capabilities);
+        let addresses = storage.addresses(index);
+        self.vcpus[index].grant = self.until_it_succeeds(index, |driver, vmcs| {
+            driver.configure(&mut { vmcs }, &capabilities, wanted, &addresses)
+        });
+    }
+
+    /// Calls the driver with the VMCS, the vCPU being outside guest mode.
+    pub fn with_driver<R>(
+        &mut self,
+        index: usize,
+        call: impl FnOnce(&mut Vcpu<'m>, &mut model::Core<'m>, EntryInput<'m>) -> R,
+    ) -> R {
+        self.leave(index);
+        let input = self.input(index);
+        let cpu = self.vcpus[index].cpu.expect("a CPU");
+        call(&mut self.vcpus[index].driver, &mut self.machine.cores[cpu], input)
     }
 
     fn before_entry(&mut self, index: usize, input: EntryInput<'_>) -> Entry {
