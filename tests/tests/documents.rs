@@ -21,7 +21,7 @@ fn documents() -> Vec<(PathBuf, String)> {
 }
 
 /// The texts between each `open` and the `close` after it.
-fn between<'t>(text: &'t str, open: &'t str, close: char) -> impl Iterator<Item = &'t str> {
+fn between<'t>(text: &'t str, open: &'t str, close: &'t str) -> impl Iterator<Item = &'t str> {
     text.split(open).skip(1).filter_map(move |rest| rest.split(close).next())
 }
 
@@ -30,7 +30,7 @@ fn links_lead_somewhere() {
     let mut links = 0;
     for (path, text) in documents() {
         let folder = root().join(path.parent().unwrap_or(Path::new("")));
-        for link in between(&text, "](", ')').filter(|link| !link.starts_with("http")) {
+        for link in between(&text, "](", ")").filter(|link| !link.starts_with("http")) {
             links += 1;
             assert!(folder.join(link).exists(), "{}: {link}", path.display());
         }
@@ -69,4 +69,17 @@ fn code(cell: &str) -> impl Iterator<Item = &str> {
 
 fn is_test_file(path: &str) -> bool {
     path.starts_with("tests/") && path.ends_with(".rs") && !path.contains('*')
+}
+
+/// The example of the README is short: lines that are shown, say something, and are no comments.
+#[test]
+fn the_readme_links_the_drivers_in_forty_lines() {
+    let text = fs::read_to_string(root().join("README.md")).expect("readable");
+    let code = between(&text, "```rust", "```").next().expect("an example");
+    let counts = |line: &&str| {
+        let line = line.trim_start();
+        !line.starts_with("//") && !line.starts_with('#') && line.contains(char::is_alphanumeric)
+    };
+    let count = code.lines().filter(counts).count();
+    assert!((20..=40).contains(&count), "{count} lines");
 }
