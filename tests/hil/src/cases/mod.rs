@@ -22,6 +22,8 @@ mod waits;
 
 use core::fmt;
 
+pub(crate) use rows::LAST_CASES;
+
 use crate::hypervisor::{HypervisorError, Level};
 use crate::machine::command_line::CommandLine;
 use crate::println;

@@ -13,8 +13,8 @@ type Slots = [Slot<'static, Posting<'static>>; MAX_VCPUS];
 
 struct Storage<T>(UnsafeCell<Option<T>>);
 
-// SAFETY: `replace` is called by one CPU, the first, and only while no vCPU runs; everybody else has shared references, and
-// what is stored is made of atomics and locks.
+// SAFETY: `replace` is called by one CPU at a time, the one that a case is on, and only while no vCPU runs; everybody else
+// has shared references, and what is stored is made of atomics and locks.
 unsafe impl<T> Sync for Storage<T> {}
 
 static SLOTS: Storage<Slots> = Storage(UnsafeCell::new(None));

@@ -3,15 +3,18 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use spin::Mutex;
+
 use super::access::{self, Fate};
 use super::probe::{self, Probe};
 use crate::cases::{Case, Failure, Mode, Setting, check, equal, record};
 use crate::guest::{apic, hypercall};
-use crate::hypervisor::{Config, Level, vm};
+use crate::hypervisor::{Config, HypervisorError, Level, vm};
+use crate::log;
 use crate::machine::apic::{self as physical, Register};
 use crate::machine::self_check::Outcome;
 use crate::machine::{interrupts as host, smp};
-use crate::log;
+use crate::vmx::VmxError;
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "rows-msr-leak", cpus: 1, applies, run: leak },
@@ -145,6 +148,35 @@ fn unintercepted(setting: Setting) -> Result<(), Failure> {
     equal("physical SVR", after & 0x1ff, expected & 0x1ff)?;
     let sent = host::count_on(smp::this_cpu(), VECTOR) - received;
     equal("physical interrupts from the guest", sent, u64::from(x2apic))
+}
+
+/// [`unintercepted`] where the host's APIC is in x2APIC mode: on the last CPU, which `machine-x2apic` has left so.
+pub(super) fn unintercepted_x2apic() -> Outcome {
+    static RESULT: Mutex<Option<Result<(), Failure>>> = Mutex::new(None);
+    let cpu = smp::cpu_count() - 1;
+    if cpu == 0 {
+        return Outcome::Skip("one CPU");
+    }
+    smp::run_on(cpu, |_| {
+        let setting = Setting { level: Level::RegisterVirtualization, mode: Mode::X2Apic };
+        *RESULT.lock() = Some(match physical::mode() {
+            physical::Mode::X2Apic => unintercepted(setting),
+            _ => Err(Failure::Skip("no CPU with its APIC in x2APIC mode")),
+        });
+    });
+    smp::wait_idle(cpu);
+    match RESULT.lock().take() {
+        Some(Ok(())) => Outcome::Pass,
+        Some(Err(Failure::Skip(reason))) => Outcome::Skip(reason),
+        Some(Err(Failure::Hypervisor(HypervisorError::Vmx(VmxError::NoVmx)))) => {
+            Outcome::Skip("no VMX")
+        }
+        Some(Err(failure)) => {
+            log!("{failure}");
+            Outcome::Fail("see the log")
+        }
+        None => Outcome::Fail("not run"),
+    }
 }
 
 fn write_through(probe: &Probe) -> Result<(), Failure> {

@@ -13,6 +13,7 @@ mod bugs;
 mod delivery;
 mod exits;
 mod exits_remote;
+mod leak;
 mod msr;
 mod posted;
 mod priority;
@@ -21,14 +22,20 @@ mod remote;
 mod window;
 
 use super::Case;
+use crate::machine::self_check as machine;
 
 pub(super) const GROUPS: &[&[Case]] = &[
     bugs::CASES,
     delivery::CASES,
     exits::CASES,
     exits_remote::CASES,
+    leak::CASES,
     msr::CASES,
     posted::CASES,
     priority::CASES,
     window::CASES,
 ];
+
+/// Run at the very end.
+pub(crate) const LAST_CASES: &[machine::Case] =
+    &[machine::Case { name: "rows-msr-host-x2apic", run: |_| leak::unintercepted_x2apic() }];
