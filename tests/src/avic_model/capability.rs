@@ -90,6 +90,20 @@ impl Capability {
         self
     }
 
+    /// The same processor in another family, as software computes it.
+    #[must_use]
+    pub const fn in_family(mut self, family: u32) -> Self {
+        self.family = family;
+        self
+    }
+
+    /// The same processor made by Hygon.
+    #[must_use]
+    pub const fn of_hygon(mut self) -> Self {
+        self.hygon = true;
+        self
+    }
+
     /// Whether the processor has a feature.
     #[must_use]
     pub const fn has(self, feature: Feature) -> bool {
