@@ -356,3 +356,26 @@ impl<I> core::fmt::Debug for Deliveries<'_, I> {
         f.debug_struct("Deliveries").field("delivery", &self.delivery).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ApicPage, DirectInbox, Profile};
+
+    fn walk(ids: [u32; 3], destination: Destination) -> Walk {
+        let page = ApicPage::new();
+        let slots = ids.map(|id| Slot::new(&page, id, Profile::intel(), DirectInbox));
+        let vm = Vm::new(&slots).unwrap();
+        Targets::new(vm, destination, None).walk
+    }
+
+    #[test]
+    fn no_guest_can_ask_for_a_long_walk() {
+        let physical = Destination::Physical(Address::Wide(5));
+        let logical = Destination::Logical(Address::Wide(0xF_0001));
+        assert!(matches!(walk([0, 1, 2], physical), Walk::Aliases { .. }));
+        assert!(matches!(walk([0, 1, 0xFFFF_FF00], physical), Walk::Every { .. }));
+        assert!(matches!(walk([0, 1, 2], logical), Walk::Cluster { .. }));
+        assert!(matches!(walk([0, 1, 0x10_0000], logical), Walk::Every { .. }));
+    }
+}
