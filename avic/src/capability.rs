@@ -34,6 +34,11 @@ pub struct Capabilities {
     /// vCPU that is not running is lost. AVIC can be used if IsRunning is never set in the
     /// physical APIC ID table. By family: 17h, and Hygon's 18h.
     pub erratum_1235: bool,
+    /// With SEV-SNP on, the processor can write to pages that the hypervisor owns although another
+    /// vCPU uses them (leaf 8000_001F, EAX 30).
+    pub snp_writes_in_use_pages: bool,
+    /// Physical address bits (leaf 8000_0008, EAX 7:0), held to 32..=52.
+    pub address_bits: u8,
 }
 
 impl Capabilities {
@@ -51,6 +56,7 @@ impl Capabilities {
         }
         let [_, _, ecx, edx] = cpuid.cpuid(SVM_LEAF, 0);
         let [signature, ..] = cpuid.cpuid(1, 0);
+        let beyond = |leaf| if last_extended < leaf { 0 } else { cpuid.cpuid(leaf, 0)[0] };
         let avic = edx.get_bit(13);
         let x2avic = avic && edx.get_bit(18);
         Self {
@@ -66,6 +72,8 @@ impl Capabilities {
             idle_hlt: edx.get_bit(30),
             host_x2apic: features.x2apic,
             erratum_1235: matches!(family(signature), 0x17 | 0x18),
+            snp_writes_in_use_pages: beyond(0x8000_001f).get_bit(30),
+            address_bits: (beyond(0x8000_0008) as u8).clamp(32, 52),
         }
     }
 
@@ -110,13 +118,14 @@ mod tests {
             (1, 0, [signature, 0, 1 << 21, 0]),
             (0x8000_0000, 0, [0x8000_001f, a, c, b]),
             (0x8000_0001, 0, [signature, 0, 1 << 2, 0]),
+            (0x8000_0008, 0, [0x3030, 0, 0, 0]),
             (SVM_LEAF, 0, [1, 0x8000, ecx, edx]),
         ]))
     }
 
     #[test]
     fn each_bit_is_its_own_capability() {
-        let none = Capabilities { host_x2apic: true, ..Capabilities::default() };
+        let none = Capabilities { host_x2apic: true, address_bits: 48, ..Capabilities::default() };
         let with = |bit: u32| processor(AMD, ZEN4, 0, 1 << bit);
         assert_eq!(processor(AMD, ZEN4, 0, 0), none);
         assert_eq!(with(13), Capabilities { avic: true, ..none });

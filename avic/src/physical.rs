@@ -42,6 +42,18 @@ impl PhysicalEntry {
         self.0
     }
 
+    /// Whether the entry is valid and its vCPU assigned to a CPU.
+    #[must_use]
+    pub const fn is_running(self) -> bool {
+        self.0 >> 62 == 3
+    }
+
+    /// The entry with IsRunning clear.
+    #[must_use]
+    pub const fn stopped(self) -> Self {
+        Self(self.0 & !(1 << 62))
+    }
+
     /// What the entry says, or `None` if it is not valid. Bits 61:52 are not looked at.
     #[must_use]
     pub fn decode(self) -> Option<PhysicalTarget> {
