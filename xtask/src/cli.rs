@@ -38,6 +38,11 @@ pub(crate) enum Command {
     /// The stick boots on a BIOS or UEFI PC (Secure Boot off) and uses all its CPUs. What it is to run
     /// is fixed when the image is written: say it here.
     Image(ImageArgs),
+    /// Hold the local APIC of ours against one that nobody here wrote
+    ///
+    /// The same operations are done to both, and everything readable is compared after each. What is
+    /// known to differ is a table, one row each with its reason; anything else fails.
+    Oracle(OracleArgs),
     /// Fetch the emulators the other commands use, without root
     ///
     /// Bochs is looked for on PATH (2.8 or newer) and else unpacked under target/tools/.
@@ -98,6 +103,26 @@ pub(crate) struct ImageArgs {
     /// I/O port of the serial line, where the PC has it on a card and not at COM1 (0x3f8)
     #[arg(long, value_name = "PORT", value_parser = io_port)]
     pub(crate) port: Option<u16>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OracleArgs {
+    #[command(subcommand)]
+    pub(crate) oracle: Oracle,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(crate) enum Oracle {
+    /// The in-kernel local APIC of Linux, through /dev/kvm, in x2APIC mode; no guest runs
+    Kvm {
+        /// How many operations
+        #[arg(long = "ops", value_name = "N", default_value_t = 1_000_000)]
+        operations: u64,
+
+        /// Where the sequence begins; the same seed is the same sequence
+        #[arg(long, value_name = "S", default_value_t = 1)]
+        seed: u64,
+    },
 }
 
 #[derive(Debug, Args)]

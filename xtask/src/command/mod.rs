@@ -3,6 +3,7 @@
 mod demo;
 mod hil;
 mod image;
+pub(crate) mod oracle;
 mod setup;
 pub(crate) mod stage;
 mod test;
@@ -66,6 +67,7 @@ pub(crate) fn run(cli: &Cli) -> Result<Verdict> {
         Command::Test(arguments) => test::run(&context, arguments),
         Command::Hil(arguments) => hil::run(&context, arguments),
         Command::Image(arguments) => image::run(&context, arguments),
+        Command::Oracle(arguments) => oracle::run(&context, arguments),
         Command::Setup(arguments) => setup::run(&context, arguments),
     }
 }

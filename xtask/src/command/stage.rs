@@ -41,7 +41,7 @@ pub(crate) struct Done {
 }
 
 /// All stages, the quick ones first.
-pub(crate) const STAGES: [Stage; 11] = [
+pub(crate) const STAGES: [Stage; 12] = [
     Stage { name: "fmt", about: "formatting", work: |context, _| cargo::fmt(context) },
     Stage {
         name: "clippy",
@@ -74,6 +74,11 @@ pub(crate) const STAGES: [Stage; 11] = [
         work: |context, _| cargo::package(context),
     },
     Stage {
+        name: "oracle-kvm",
+        about: "the kernel's local APIC against ours",
+        work: |context, _| oracle_kvm(context),
+    },
+    Stage {
         name: "hil-bochs",
         about: "the image on Bochs",
         work: |context, arguments| machine::run(context, Machine::Bochs, arguments.limits),
@@ -94,6 +99,16 @@ pub(crate) const STAGES: [Stage; 11] = [
         work: |_, _| Ok(machine::metal()),
     },
 ];
+
+/// One million operations; a fixed seed, so that a failure can be met again.
+fn oracle_kvm(context: &Context) -> Result<Outcome> {
+    let findings = super::oracle::kvm(context, 1_000_000, 1)?;
+    Ok(match &findings.skipped {
+        Some(why) => Outcome::skipped(why.clone()),
+        None if findings.mismatch.is_empty() => Outcome::passed(),
+        None => Outcome::failed(findings.mismatch.join("\n")),
+    })
+}
 
 impl Stage {
     pub(crate) fn run(&self, context: &Context, arguments: &TestArgs) -> Done {
