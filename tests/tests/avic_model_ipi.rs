@@ -334,7 +334,7 @@ fn logical_destinations_with_several_bits() {
     let mut rig = rig(&storage, false, Knobs::default());
     running_everywhere(&storage);
     for bit in 0..8 {
-        storage.set_logical(bit, VALID | 8 - bit as u32);
+        storage.set_logical(bit, VALID | (8 - bit as u32));
     }
     assert_eq!(send(&mut rig, LOGICAL | FIXED, 0xff).1, Outcome::Done);
     assert_eq!(requested(&storage), [1, 2, 3, 4, 5, 6, 7, 8], "not a broadcast but eight bits");
