@@ -5,11 +5,12 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use vlapic_core::{Inbox, Trigger, Vector};
+use vlapic_core::Vector;
 
 use super::upcall::Teller;
 use crate::guest::{MAX_VCPUS, apic};
 use crate::hypervisor::VirtualMachine;
+use crate::svm;
 use crate::vmx::{Exit, Reason};
 
 pub(super) const CONTRAST: Teller = Teller {
@@ -30,16 +31,31 @@ pub(super) const CONTRAST: Teller = Teller {
         }
     },
     on_exit: |machine, vcpu, exit, rcx| {
-        if !writes_svr(exit, rcx) {
-            return;
+        if writes_svr(exit, rcx) {
+            svr_written(machine, vcpu);
         }
-        let enabled = machine.slots[vcpu].page().svr().software_enabled();
-        ENABLED[vcpu].store(enabled, Ordering::SeqCst);
-        if enabled && machine.pending[vcpu].load(Ordering::SeqCst) != 0 {
-            assert(machine, vcpu);
+    },
+    on_svm_exit: |machine, vcpu, exit, rcx| {
+        let svr = match exit.reason {
+            svm::Reason::NestedPageFault => {
+                exit.guest_physical() == apic::DEFAULT_BASE | u64::from(apic::SVR)
+            }
+            svm::Reason::Msr => rcx as u32 == apic::msr(apic::SVR),
+            _ => false,
+        };
+        if svr && exit.is_write() {
+            svr_written(machine, vcpu);
         }
     },
 };
+
+fn svr_written(machine: &VirtualMachine, vcpu: usize) {
+    let enabled = machine.page(vcpu).svr().software_enabled();
+    ENABLED[vcpu].store(enabled, Ordering::SeqCst);
+    if enabled && machine.pending[vcpu].load(Ordering::SeqCst) != 0 {
+        assert(machine, vcpu);
+    }
+}
 
 static ENABLED: [AtomicBool; MAX_VCPUS] = [const { AtomicBool::new(false) }; MAX_VCPUS];
 static VECTOR: [AtomicU8; MAX_VCPUS] = [const { AtomicU8::new(0) }; MAX_VCPUS];
@@ -49,8 +65,7 @@ fn assert(machine: &VirtualMachine, vcpu: usize) {
         return;
     }
     if let Some(vector) = Vector::new(VECTOR[vcpu].load(Ordering::SeqCst)) {
-        let slot = &machine.slots[vcpu];
-        machine.notify(vcpu, slot.inbox().post(slot.page(), vector, Trigger::Edge));
+        machine.post_unasked(vcpu, vector);
     }
 }
 

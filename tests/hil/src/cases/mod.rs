@@ -27,6 +27,7 @@ pub(crate) use rows::LAST_CASES;
 use crate::hypervisor::{HypervisorError, Level};
 use crate::machine::command_line::CommandLine;
 use crate::println;
+use crate::svm::SvmError;
 use crate::vmx::VmxError;
 
 /// How the guest reaches its APIC.
@@ -122,6 +123,9 @@ const GROUPS: &[&[Case]] = &[
     base::CASES,
 ];
 
+/// Those that need nothing of the processor but what both vendors have: they are also run under plain emulation.
+const EMULATED: &[&[Case]] = &[upcall::CASES];
+
 /// Runs what the command line asks for; whether nothing failed.
 pub(crate) fn run(line: &CommandLine) -> bool {
     let mut right = true;
@@ -133,7 +137,7 @@ pub(crate) fn run(line: &CommandLine) -> bool {
             println!("HIL-LIST case={}", case.name);
             continue;
         }
-        for level in Level::ALL {
+        for level in levels(case) {
             for mode in [Mode::XApic, Mode::X2Apic] {
                 let setting = Setting { level, mode };
                 if asked(line, setting) && (case.applies)(setting) {
@@ -143,6 +147,12 @@ pub(crate) fn run(line: &CommandLine) -> bool {
         }
     }
     right
+}
+
+/// The levels of a case.
+fn levels(case: &Case) -> impl Iterator<Item = Level> {
+    let emulated = EMULATED.iter().copied().flatten().any(|other| other.name == case.name);
+    emulated.then_some(Level::Emulated).into_iter().chain(Level::ALL)
 }
 
 fn asked(line: &CommandLine, setting: Setting) -> bool {
@@ -168,6 +178,9 @@ fn run_one(case: &Case, setting: Setting) -> bool {
         Ok(()) => report("pass", &""),
         Err(Failure::Skip(reason)) => report("skip", &reason),
         Err(Failure::Hypervisor(HypervisorError::Vmx(error @ VmxError::NoVmx))) => {
+            report("skip", &error);
+        }
+        Err(Failure::Hypervisor(HypervisorError::Svm(error @ SvmError::NoSvm))) => {
             report("skip", &error);
         }
         Err(Failure::Hypervisor(error @ HypervisorError::NotGranted(_))) => report("skip", &error),

@@ -14,7 +14,9 @@ use super::{Case, Failure, Mode, Setting, check, equal};
 use crate::guest::{Eoi, hypercall};
 use crate::hypervisor::vm::silent_page;
 use crate::hypervisor::{Config, Level, VirtualMachine};
+use crate::machine::smp;
 use crate::println;
+use crate::svm;
 use crate::vmx::Exit;
 
 pub(super) const CASES: &[Case] = &[
@@ -46,7 +48,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "upcall-silent-disable",
         cpus: 2,
-        applies: |setting| setting.level.delivers(),
+        applies: has_silent_way,
         run: |setting| disable(setting, &DRIVER, &|told| check(told == Told::Right, "not right")),
     },
 ];
@@ -58,20 +60,16 @@ pub(super) struct Teller {
     pub(super) registers: fn(&VirtualMachine, usize, u8),
     pub(super) notifies: fn(&VirtualMachine, usize),
     pub(super) on_exit: fn(&VirtualMachine, usize, &Exit, u64),
+    pub(super) on_svm_exit: fn(&VirtualMachine, usize, &svm::Exit, u64),
 }
 
 const DRIVER: Teller = Teller {
     name: "driver",
     starts: |machine| machine.upcalls.store(true, Ordering::Relaxed),
-    registers: |machine, vcpu, vector| {
-        if let Ok(notify) = machine.slots[vcpu].register_upcall(vector, &machine.pending[vcpu]) {
-            machine.notify(vcpu, notify);
-        }
-    },
-    notifies: |machine, vcpu| {
-        machine.notify(vcpu, machine.slots[vcpu].notify_upcall(&machine.pending[vcpu]));
-    },
+    registers: VirtualMachine::register_upcall,
+    notifies: VirtualMachine::notify_upcall,
     on_exit: |_, _, _, _| {},
+    on_svm_exit: |_, _, _, _| {},
 };
 
 /// How the guest's store to SVR reaches the page.
@@ -103,9 +101,16 @@ fn way_of(setting: Setting) -> Way {
     }
 }
 
-/// Whether a row is printed: one level for each way.
+/// Whether the guest is also given its page: where that is what the processor would do, and where there is no processor
+/// that does anything.
+fn has_silent_way(setting: Setting) -> bool {
+    setting.level.delivers() || setting.level == Level::Emulated
+}
+
+/// Whether a row is printed: one level for each way, and plain emulation.
 fn shown(setting: Setting, way: Way) -> bool {
     match (way, setting.mode) {
+        _ if setting.level == Level::Emulated => true,
         (Way::Emulated, Mode::XApic) => setting.level == Level::ApicAccess,
         _ => setting.level == Level::Posted,
     }
@@ -141,7 +146,7 @@ fn each_way(
 ) -> Result<(), Failure> {
     for eoi in [Eoi::First, Eoi::Last] {
         enable(setting, way_of(setting), eoi, teller, &verdict)?;
-        if setting.level.delivers() {
+        if has_silent_way(setting) {
             enable(setting, Way::Silent, eoi, teller, &verdict)?;
         }
     }
@@ -163,7 +168,7 @@ fn enable(
 
 /// Its converse: an event while the APIC is disabled again, by a store that nobody was told of.
 fn disable(setting: Setting, teller: &'static Teller, verdict: Verdict<'_>) -> Result<(), Failure> {
-    let printed = (setting.level == Level::Posted).then_some("silent-disable");
+    let printed = shown(setting, Way::Silent).then_some("silent-disable");
     run(setting, Way::Silent, Eoi::First, teller, act::DISABLED_AGAIN, printed, verdict)
 }
 
@@ -179,6 +184,7 @@ fn run(
     let mut config = Config::new(setting.level, 2);
     config.on_call = on_call;
     config.on_exit = teller.on_exit;
+    config.on_svm_exit = teller.on_svm_exit;
     if way == Way::Silent {
         config.svr_writes = SvrWrites::Silent { recheck: 500_000 };
     }
@@ -193,6 +199,10 @@ fn run(
     machine.set_program(1, upcall_guest::started, argument);
     machine.set_program(0, upcall_guest::controls, argument);
     machine.start_on(1, 1);
+    // What is sent before its RESET is lost.
+    while !machine.is_present(1) && !smp::is_idle(1) {
+        core::hint::spin_loop();
+    }
     let first = machine.run_here(0);
     let second = if first.is_ok() {
         machine.join(1, 1)
@@ -229,7 +239,7 @@ static TELLER: spin::Mutex<Option<&'static Teller>> = spin::Mutex::new(None);
 /// The event channel of the story.
 fn on_call(machine: &VirtualMachine, vcpu: usize, operation: u64, first: u64, second: u64) -> u64 {
     let Some(teller) = *TELLER.lock() else { return 0 };
-    let about = first as usize % machine.slots.len();
+    let about = first as usize % machine.config.vcpus;
     match operation {
         upcall_guest::REGISTER => (teller.registers)(machine, about, second as u8),
         upcall_guest::EVENT => (teller.notifies)(machine, about),

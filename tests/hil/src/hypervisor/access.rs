@@ -7,7 +7,7 @@ use vlapic_hal::x86::TscClock;
 use super::HypervisorError;
 use super::vcpu::Loop;
 use crate::guest::apic::DEFAULT_BASE;
-use crate::instruction::mov::Direction;
+use crate::instruction::mov::{self, Direction};
 use crate::vmx;
 use crate::vmx::interrupt::Event as Injection;
 
@@ -16,12 +16,7 @@ impl Loop<'_> {
     pub(super) fn register_window(&mut self, offset: u16) -> Result<(), HypervisorError> {
         let access = self.current.decode_access()?.map_err(|_| HypervisorError::NotDecoded)?;
         let now = TscClock.now();
-        let width = match access.width.bytes() {
-            1 => Width::Byte,
-            2 => Width::Word,
-            4 => Width::Dword,
-            _ => Width::Qword,
-        };
+        let width = width(access.width);
         match access.direction {
             Direction::Store { value } => {
                 let effect = self.driver.apic_mut().write_mmio(offset, width, value, now);
@@ -106,5 +101,15 @@ impl Loop<'_> {
 
     fn general_protection(&mut self) -> Result<(), HypervisorError> {
         Ok(self.current.inject(Injection::GeneralProtection)?)
+    }
+}
+
+/// The decoder's width as the APIC has it.
+pub(super) fn width(width: mov::Width) -> Width {
+    match width {
+        mov::Width::Byte => Width::Byte,
+        mov::Width::Word => Width::Word,
+        mov::Width::Dword => Width::Dword,
+        mov::Width::Qword => Width::Qword,
     }
 }

@@ -2,9 +2,11 @@
 
 use apicv::Wanted;
 
-/// The levels on which cases run, from least to most.
+/// How much help a VM has, from least to most: nothing but nested paging, or a level of VT-x.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
+    /// Plain emulation, on SVM: each access to the register window is a nested page fault, each MSR and CR8 access exits.
+    Emulated,
     /// Nothing but the TPR shadow: each access to the register window is an EPT violation, each MSR access exits.
     TprShadow,
     /// Virtualized APIC accesses: TPR is in the page, the rest are APIC-access exits.
@@ -18,6 +20,7 @@ pub(crate) enum Level {
 }
 
 impl Level {
+    /// Those of VT-x.
     pub(crate) const ALL: [Self; 5] = [
         Self::TprShadow,
         Self::ApicAccess,
@@ -29,6 +32,7 @@ impl Level {
     /// As in the records on the serial line.
     pub(crate) const fn name(self) -> &'static str {
         match self {
+            Self::Emulated => "emulated",
             Self::TprShadow => "tpr-shadow",
             Self::ApicAccess => "apic-access",
             Self::RegisterVirtualization => "register-virt",
@@ -37,9 +41,10 @@ impl Level {
         }
     }
 
-    /// What the driver is asked for.
+    /// What the driver of VT-x is asked for.
     pub(crate) const fn wanted(self) -> Wanted {
         match self {
+            Self::Emulated => Wanted::NONE,
             Self::TprShadow => Wanted::TPR_SHADOW,
             Self::ApicAccess => Wanted::APIC_ACCESS,
             Self::RegisterVirtualization => Wanted::REGISTER_VIRTUALIZATION,

@@ -1,9 +1,13 @@
 //! The example hypervisor: what an integrator writes around `apicv`.
 //!
 //! ```text
-//! vm      a VM: slots, descriptors, guest memory, and who is told of what
-//! vcpu    the loop of one vCPU: before entry, enter, after exit
-//! access  guest accesses that exit: the register window, MSRs, CR8
+//! vm      a VM, and who is told of what
+//! apics   the APICs of a VM
+//! memory  its guest-physical memory
+//! vcpu    the loop of one vCPU on VT-x: before entry, enter, after exit
+//! access  guest accesses that exit there: the register window, MSRs, CR8
+//! svm     the same two for SVM, under plain emulation
+//! calls   what hypercalls do
 //! sleep   HLT, wait-for-SIPI, and waking
 //! level   how much hardware help a VM asks for
 //! ```
@@ -12,9 +16,13 @@
 //! timers, instruction decoding, the state of the guest's other registers.
 
 pub(crate) mod access;
+mod apics;
+mod calls;
 pub(crate) mod level;
+mod memory;
 pub(crate) mod sleep;
 mod storage;
+mod svm;
 pub(crate) mod vcpu;
 pub(crate) mod vm;
 
@@ -26,6 +34,7 @@ use core::fmt;
 use apicv::ProgramError;
 use vlapic_hal::VmcsError;
 
+use crate::svm::{self as svm_layer, SvmError};
 use crate::vmx::{Reason, VmxError};
 
 /// Why a vCPU could not run on.
@@ -33,12 +42,16 @@ use crate::vmx::{Reason, VmxError};
 pub(crate) enum HypervisorError {
     /// The VMX layer failed.
     Vmx(VmxError),
+    /// The SVM layer failed.
+    Svm(SvmError),
     /// The driver could not program the VMCS.
     Program(ProgramError),
     /// The processor does not grant what the level is made of.
     NotGranted(Level),
     /// An exit that nothing here knows.
     UnknownExit { reason: Reason, qualification: u64 },
+    /// The same on SVM.
+    UnknownSvmExit { reason: svm_layer::Reason, info_1: u64, info_2: u64 },
     /// The guest took an exception that nobody expected.
     GuestFault { vector: u8, error_code: u32, rip: u64 },
     /// A guest-physical address that is neither memory nor the register window.
@@ -52,6 +65,12 @@ pub(crate) enum HypervisorError {
 impl From<VmxError> for HypervisorError {
     fn from(error: VmxError) -> Self {
         Self::Vmx(error)
+    }
+}
+
+impl From<SvmError> for HypervisorError {
+    fn from(error: SvmError) -> Self {
+        Self::Svm(error)
     }
 }
 
@@ -71,10 +90,14 @@ impl fmt::Display for HypervisorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Vmx(error) => write!(f, "{error}"),
+            Self::Svm(error) => write!(f, "{error}"),
             Self::Program(error) => write!(f, "{error}"),
             Self::NotGranted(level) => write!(f, "the processor does not grant {}", level.name()),
             Self::UnknownExit { reason, qualification } => {
                 write!(f, "unknown exit {reason:?}, qualification {qualification:#x}")
+            }
+            Self::UnknownSvmExit { reason, info_1, info_2 } => {
+                write!(f, "unknown exit {reason:?}, information {info_1:#x} and {info_2:#x}")
             }
             Self::GuestFault { vector, error_code, rip } => {
                 write!(f, "guest exception {vector}, error code {error_code:#x}, at {rip:#x}")

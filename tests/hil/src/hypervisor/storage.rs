@@ -4,12 +4,12 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use apicv::Posting;
-use vlapic_core::Slot;
+use vlapic_core::{DirectInbox, Slot};
 
 use super::VirtualMachine;
 use crate::guest::MAX_VCPUS;
 
-type Slots = [Slot<'static, Posting<'static>>; MAX_VCPUS];
+type Slots<I> = [Slot<'static, I>; MAX_VCPUS];
 
 struct Storage<T>(UnsafeCell<Option<T>>);
 
@@ -17,13 +17,23 @@ struct Storage<T>(UnsafeCell<Option<T>>);
 // has shared references, and what is stored is made of atomics and locks.
 unsafe impl<T> Sync for Storage<T> {}
 
-static SLOTS: Storage<Slots> = Storage(UnsafeCell::new(None));
+static SLOTS: Storage<Slots<Posting<'static>>> = Storage(UnsafeCell::new(None));
+static DIRECT_SLOTS: Storage<Slots<DirectInbox>> = Storage(UnsafeCell::new(None));
 static MACHINE: Storage<VirtualMachine> = Storage(UnsafeCell::new(None));
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
-/// The slots of the next VM.
-pub(super) fn slots(slot: impl FnMut(usize) -> Slot<'static, Posting<'static>>) -> &'static Slots {
+/// The slots of the next VM, if it runs under `apicv`.
+pub(super) fn slots(
+    slot: impl FnMut(usize) -> Slot<'static, Posting<'static>>,
+) -> &'static Slots<Posting<'static>> {
     SLOTS.replace(core::array::from_fn(slot))
+}
+
+/// The slots of the next VM, if it is plainly emulated.
+pub(super) fn direct_slots(
+    slot: impl FnMut(usize) -> Slot<'static, DirectInbox>,
+) -> &'static Slots<DirectInbox> {
+    DIRECT_SLOTS.replace(core::array::from_fn(slot))
 }
 
 /// The next VM. The last one's memory is given back.

@@ -7,6 +7,7 @@ use vlapic_core::{Effect, EntryInput, Event, ExitOutcome};
 use vlapic_hal::Clock;
 use vlapic_hal::x86::{Msrs, TscClock};
 
+use super::calls::{self, Answer};
 use super::vm::{self, VirtualMachine};
 use super::{HypervisorError, sleep};
 use crate::guest::hypercall::Hypercall;
@@ -52,7 +53,7 @@ pub(super) fn run(
         unrestricted: machine.config.real_mode,
         ..Options::default()
     };
-    let mut vcpu = vmx::Vcpu::new(processor, machine.ept_pointer, options)?;
+    let mut vcpu = vmx::Vcpu::new(processor, machine.memory_root(), options)?;
     let mut current = vcpu.load()?;
 
     // Once per machine: what the processor can do.
@@ -236,22 +237,13 @@ impl Loop<'_> {
     fn hypercall(&mut self, exit: &vmx::Exit) -> Result<Next, HypervisorError> {
         self.current.skip_instruction(exit)?;
         let call = Hypercall::decode(self.current.general());
-        let answer = match call {
-            Hypercall::Finish(value) => return Ok(Next::Finish(value)),
-            Hypercall::Phase(_) => 0,
-            Hypercall::Log(text) => {
-                crate::log!("guest {}: {text}", self.index);
-                0
+        match calls::answer(self.machine, self.index, call)? {
+            Answer::Finish(value) => Ok(Next::Finish(value)),
+            Answer::Value(value) => {
+                self.current.general()[0] = value;
+                Ok(Next::Enter)
             }
-            Hypercall::Fault { vector, error_code, rip } => {
-                return Err(HypervisorError::GuestFault { vector, error_code, rip });
-            }
-            Hypercall::Other { operation, first, second } => {
-                (self.machine.config.on_call)(self.machine, self.index, operation, first, second)
-            }
-        };
-        self.current.general()[0] = answer;
-        Ok(Next::Enter)
+        }
     }
 
     /// Arms the VMX-preemption timer so that the guest exits by `exit_by`.
@@ -274,7 +266,6 @@ impl Loop<'_> {
 
     /// The pending byte, of VMs that have upcalls.
     pub(super) fn pending(&self) -> Option<&'static core::sync::atomic::AtomicU8> {
-        let machine: &'static VirtualMachine = self.machine;
-        machine.upcalls.load(Ordering::Relaxed).then(|| &machine.pending[self.index])
+        self.machine.pending_of(self.index)
     }
 }

@@ -2,18 +2,19 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use apicv::{HostMode, MsrBitmap, NotificationVectors, PostedDescriptor, Posting};
+use apicv::{MsrBitmap, NotificationVectors, Posting};
 use spin::Mutex;
 use vlapic_core::{
-    ApicPage, Message, Notify, Profile, Receipt, RefusedUpcall, Slot, SvrWrites, Vm,
+    ApicPage, DirectInbox, Notify, Profile, Receipt, RefusedUpcall, Slot, SvrWrites,
 };
 
-use super::{HypervisorError, Level, storage, vcpu};
+use super::apics::{Apics, DESCRIPTORS, PAGES};
+use super::memory::Memory;
+use super::{HypervisorError, Level, storage, svm as svm_loop, vcpu};
 use crate::guest::{self, Context, MAX_VCPUS, Program};
 use crate::machine::{apic, smp};
-use crate::vmx::ept::{Ept, MemoryType, Permissions};
 use crate::vmx::vcpu::{Current, Exits};
-use crate::vmx::{self, capability};
+use crate::{svm, vmx};
 
 /// Physical vectors of this hypervisor. None of them is the physical SVR's vector: Bochs ignores an EOI for that one
 /// (defect D3).
@@ -42,6 +43,8 @@ pub(crate) struct Config {
     pub(crate) on_call: fn(&VirtualMachine, usize, u64, u64, u64) -> u64,
     /// Told of each exit that the guest caused, after it was handled: (VM, vCPU, exit, RCX at the exit).
     pub(crate) on_exit: fn(&VirtualMachine, usize, &vmx::Exit, u64),
+    /// The same on SVM.
+    pub(crate) on_svm_exit: fn(&VirtualMachine, usize, &svm::Exit, u64),
     /// Shown every exit before it is handled, and given the VMCS: (VM, vCPU, exit, the vCPU).
     pub(crate) at_exit: fn(&VirtualMachine, usize, &vmx::Exit, &mut Current<'_>),
 }
@@ -51,24 +54,22 @@ impl Config {
         Self {
             vcpus,
             level,
-            profile: Profile::intel().with_cmci(false),
+            profile: match level {
+                Level::Emulated => Profile::amd(),
+                _ => Profile::intel().with_cmci(false),
+            },
             svr_writes: SvrWrites::Exit,
             refused_upcall: RefusedUpcall::Owed,
             real_mode: false,
             low_page: None,
             on_call: |_, _, _, _, _| 0,
             on_exit: |_, _, _, _| {},
+            on_svm_exit: |_, _, _, _| {},
             at_exit: |_, _, _, _| {},
         }
     }
 }
 
-/// A descriptor in a page of its own, which Bochs 3.0 asks for (defect D4).
-#[repr(align(4096))]
-struct OwnPage(PostedDescriptor);
-
-static PAGES: [ApicPage; MAX_VCPUS] = [const { ApicPage::new() }; MAX_VCPUS];
-static DESCRIPTORS: [OwnPage; MAX_VCPUS] = [const { OwnPage(PostedDescriptor::new()) }; MAX_VCPUS];
 static MSR_BITMAPS: [MsrBitmap; MAX_VCPUS] = [const { MsrBitmap::new() }; MAX_VCPUS];
 /// Accesses to it are the processor's to catch; nothing is ever stored in it.
 static APIC_ACCESS_PAGE: ApicPage = ApicPage::new();
@@ -76,16 +77,16 @@ static APIC_ACCESS_PAGE: ApicPage = ApicPage::new();
 /// One VM. There is one at a time: making the next ends it, when its vCPUs have left their loops.
 pub(crate) struct VirtualMachine {
     pub(crate) config: Config,
+    /// The APICs of a VM on VT-x; empty elsewhere.
     pub(crate) slots: &'static [Slot<'static, Posting<'static>>],
-    pub(crate) routes: Vm<'static, Posting<'static>>,
+    pub(super) apics: Apics,
     /// The pending byte of each vCPU's upcall, which the guest may see and clear.
     pub(crate) pending: [AtomicU8; MAX_VCPUS],
     /// Whether a vCPU has upcalls at all.
     pub(crate) upcalls: AtomicBool,
     /// EOIs of level-triggered interrupts, by vector.
     pub(crate) eois: [AtomicU32; 256],
-    pub(crate) ept_pointer: u64,
-    _ept: Ept,
+    memory: Memory,
     runners: [Runner; MAX_VCPUS],
 }
 
@@ -107,53 +108,40 @@ struct Runner {
 impl VirtualMachine {
     /// A VM whose vCPUs wait: the first for its program, the others for INIT and SIPI as well.
     pub(crate) fn new(config: Config) -> Result<&'static Self, HypervisorError> {
-        let capability = capability::enable()?;
-        let host = match apic::mode() {
-            apic::Mode::X2Apic => HostMode::X2Apic,
-            _ => HostMode::XApic,
-        };
-        let vcpus = config.vcpus.min(MAX_VCPUS);
-        let slots = storage::slots(|index| {
-            let posting = Posting::new(&DESCRIPTORS[index].0, VECTORS, host);
-            Slot::new(&PAGES[index], index as u32, config.profile, posting)
-                .with_refused_upcall(config.refused_upcall)
-        });
-        let slots = &slots[..vcpus];
-        for index in 0..vcpus {
+        // First, since it says whether the processor can run such a VM at all.
+        let memory = Memory::new(&config)?;
+        let apics = Apics::new(&config)?;
+        for index in 0..config.vcpus.min(MAX_VCPUS) {
             guest::context(index).reset();
         }
-        let mut ept = Ept::identity(&capability)?;
-        if config.level >= Level::ApicAccess {
-            let window = address(&APIC_ACCESS_PAGE);
-            ept.map_4k(
-                guest::apic::DEFAULT_BASE,
-                window,
-                Permissions::DATA,
-                MemoryType::WriteBack,
-            )?;
-        }
-        if let Some((guest, host)) = config.low_page {
-            ept.map_4k(guest, host, Permissions::ALL, MemoryType::WriteBack)?;
-        }
-        if config.svr_writes != SvrWrites::Exit {
-            for (index, page) in PAGES.iter().enumerate().take(vcpus) {
-                let guest = silent_page(index);
-                ept.map_4k(guest, address(page), Permissions::DATA, MemoryType::WriteBack)?;
-            }
-        }
-        // Slots are numbered by ID, so the order is right.
-        let routes = Vm::new(slots).map_err(|_| HypervisorError::Stopped)?;
         Ok(storage::machine(Self {
             config,
-            slots,
-            routes,
+            slots: apics.posted(),
+            apics,
             pending: [const { AtomicU8::new(0) }; MAX_VCPUS],
             upcalls: AtomicBool::new(false),
             eois: [const { AtomicU32::new(0) }; 256],
-            ept_pointer: ept.pointer(),
-            _ept: ept,
+            memory,
             runners: [const { Runner::new() }; MAX_VCPUS],
         }))
+    }
+
+    /// What names the VM's memory to the processor.
+    pub(super) fn memory_root(&self) -> u64 {
+        self.memory.root()
+    }
+
+    /// The APICs of a VM that is plainly emulated; none of any other.
+    pub(super) fn direct_slots(&self) -> &'static [Slot<'static, DirectInbox>] {
+        match &self.apics {
+            Apics::Posted(_) => &[],
+            Apics::Direct(group) => group.slots,
+        }
+    }
+
+    /// The pending byte of a vCPU, of VMs that have upcalls.
+    pub(super) fn pending_of(&'static self, index: usize) -> Option<&'static AtomicU8> {
+        self.upcalls.load(Ordering::Relaxed).then(|| &self.pending[index])
     }
 
     /// The guest side of vCPU `index`.
@@ -170,7 +158,10 @@ impl VirtualMachine {
     pub(crate) fn run_here(&'static self, index: usize) -> Result<u64, HypervisorError> {
         let program = self.runners[index].program.lock().take();
         let running = storage::Running::begin();
-        let result = vcpu::run(self, index, program);
+        let result = match self.config.level {
+            Level::Emulated => svm_loop::run(self, index, program),
+            _ => vcpu::run(self, index, program),
+        };
         *self.runners[index].result.lock() = Some(result);
         drop(running);
         result
@@ -220,16 +211,6 @@ impl VirtualMachine {
 
     pub(super) fn count_exit(&self, index: usize) {
         self.runners[index].counted.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// Sends `message` for vCPU `sender`, or for a device.
-    pub(crate) fn send(&self, message: &Message, sender: Option<usize>) -> usize {
-        let mut accepted = 0;
-        for (index, receipt) in self.routes.send(message, sender) {
-            accepted += usize::from(receipt.outcome == vlapic_core::Outcome::Accepted);
-            self.carry_out(index, receipt);
-        }
-        accepted
     }
 
     /// Carries out what the receipt of a post asks for.
@@ -320,6 +301,6 @@ fn physical<T>(object: &'static T) -> vlapic_hal::PhysAddr {
 }
 
 /// Statics of the image are mapped to themselves.
-fn address<T>(object: &'static T) -> u64 {
+pub(super) fn address<T>(object: &'static T) -> u64 {
     core::ptr::from_ref(object).expose_provenance() as u64
 }

@@ -136,7 +136,9 @@ fn eoi_fate(probe: &Probe, level: bool) -> Fate {
         }
         (Level::VirtualInterruptDelivery | Level::Posted, _) => Fate::Silent,
         (_, Mode::X2Apic) => exit(Reason::Wrmsr),
-        (Level::TprShadow, _) => Fate::Missing { address: apic::DEFAULT_BASE + 0xb0 },
+        (Level::Emulated | Level::TprShadow, _) => {
+            Fate::Missing { address: apic::DEFAULT_BASE + 0xb0 }
+        }
         (Level::ApicAccess, _) => {
             Fate::Refused { reason: Reason::ApicAccess, qualification: 0x10b0 }
         }
