@@ -241,7 +241,9 @@ fn at_once(setting: Setting) -> Result<(), Failure> {
     // The last life begins anew, with nothing under way.
     let lives = stage.context(TARGET).word(PHASE).load(Ordering::Acquire);
     stage.send_to(TARGET, Delivery::Init);
-    check(patient(|| !stage.slot(TARGET).accepts()), "INIT is not taken")?;
+    // A life that has not enabled its APIC yet accepts nothing either: only waiting for a SIPI tells that INIT was taken.
+    let slot = stage.slot(TARGET);
+    check(patient(|| !slot.accepts() && !slot.online()), "INIT is not taken")?;
     ledger.close()?;
     stage.send_to(TARGET, Delivery::Startup { page: START_PAGE });
     stage.wait_phase(TARGET, lives + 1)?;
