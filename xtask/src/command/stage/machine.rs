@@ -13,7 +13,7 @@ pub(super) fn run(context: &Context, machine: Machine, limits: LimitArgs) -> Res
     if let Err(error) = Emulator::find(machine, &context.workspace) {
         return Ok(Outcome::skipped(format!("all cases on {}: {error:#}", machine.name())));
     }
-    let selection = Selection { cpus: 2, case: None };
+    let selection = Selection { cpus: 4, case: None };
     let mut report = hil::run_machine(context, machine, &selection, false, limits.into())?;
     if report.cases.is_empty() && report.faults.is_empty() {
         report.faults.push("the image ran no case".to_owned());
