@@ -62,7 +62,7 @@ impl Error for TableError {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EntryError {
-    /// The vCPU runs emulated, but its register window is mapped for AVIC. Unmap it, flush it from
+    /// The vCPU is to run without xAVIC, but its register window is mapped for AVIC. Unmap it, flush it from
     /// the TLBs of every CPU, and say so: [`Window::unmapped`](crate::Window::unmapped).
     WindowMapped,
     /// This vCPU's addressing has become one that the other vCPUs' hardware cannot route: kick each

@@ -58,10 +58,7 @@ impl Vcpu<'_> {
     #[inline]
     pub(crate) fn look_at_window(&mut self, face: Face) -> Result<(), EntryError> {
         let Some(resources) = self.resources else { return Ok(()) };
-        let slot = self.slot();
-        let objects = face != Face::XAvic
-            && slot.mode() == Mode::XApic
-            && slot.base().address() == DEFAULT_BASE;
+        let objects = face != Face::XAvic && self.slot().base().address() == DEFAULT_BASE;
         if objects != self.objects {
             if objects {
                 resources.window.object();

@@ -44,6 +44,8 @@ mod route;
 mod routing;
 mod run_state;
 mod shared;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 mod vmcb;
 mod window;

@@ -4,7 +4,7 @@ use vlapic_core::{
     Backend, Entry, EntryInput, ExitOutcome, LocalApic, Mode, Register, Slot, SvrWrites,
 };
 
-use crate::backing::Backing;
+use crate::backing::{Backing, Whereabouts};
 use crate::capability::Capabilities;
 use crate::error::EntryError;
 use crate::exit::Exit;
@@ -146,12 +146,7 @@ impl<'s> Vcpu<'s> {
         resources: Resources<'s>,
     ) -> Grant {
         let grant = negotiate(wanted, capabilities, host);
-        if self.objects
-            && let Some(old) = self.resources
-        {
-            old.window.consent();
-            self.objects = false;
-        }
+        self.withdraw_objection();
         self.features = grant.features();
         self.trust = host.trust;
         self.resources = Some(resources);
@@ -218,8 +213,25 @@ impl<'s> Vcpu<'s> {
         limit.min(self.shared.physical().highest_index())
     }
 
+    fn withdraw_objection(&mut self) {
+        if let Some(resources) = self.resources
+            && self.objects
+        {
+            resources.window.consent();
+            self.objects = false;
+        }
+    }
+
     pub(crate) const fn slot(&self) -> &'s Slot<'s, Backing> {
         self.apic.slot()
+    }
+}
+
+/// The vCPU is gone: nothing is told, nobody finds it running, the window may be mapped.
+impl Drop for Vcpu<'_> {
+    fn drop(&mut self) {
+        self.depart(Whereabouts::Preempted);
+        self.withdraw_objection();
     }
 }
 

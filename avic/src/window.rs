@@ -6,8 +6,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 ///
 /// xAVIC serves the window only if the nested tables map it, present and writable, to any page: the
 /// processor uses the mapping for its permissions and goes to the backing page. The same mapping
-/// under a vCPU that runs emulated would send its accesses to that other page, with nobody told. So
-/// every such vCPU objects, and the window stays unmapped: accesses fault (#VMEXIT 400) and are
+/// under a vCPU that runs without xAVIC would send its accesses to that other page, with nobody told.
+/// So every such vCPU objects, and the window stays unmapped: accesses fault (#VMEXIT 400) and are
 /// emulated, which is right with AVIC as without.
 ///
 /// One for each set of nested tables: shared by the vCPUs of a VM, or each vCPU's own. Until
