@@ -23,6 +23,18 @@ pub enum Width {
 }
 
 impl Width {
+    /// The width of an access of `bytes` bytes; `None` unless they are 1, 2, 4 or 8.
+    #[must_use]
+    pub const fn from_bytes(bytes: usize) -> Option<Self> {
+        Some(match bytes {
+            1 => Self::Byte,
+            2 => Self::Word,
+            4 => Self::Dword,
+            8 => Self::Qword,
+            _ => return None,
+        })
+    }
+
     /// The number of bytes.
     #[must_use]
     pub const fn bytes(self) -> u16 {

@@ -138,6 +138,16 @@ impl<'p, I: Inbox> Slot<'p, I> {
         self.base().mode()
     }
 
+    /// The offset into the register window of a guest-physical `address`, in bytes; `None` if the
+    /// APIC is not in xAPIC mode or the address is outside its window.
+    #[inline]
+    #[must_use]
+    pub fn window_offset(&self, address: u64) -> Option<u16> {
+        let base = self.base();
+        let inside = base.mode() == Mode::XApic && address & !0xFFF == base.address();
+        inside.then_some(address as u16 & 0xFFF)
+    }
+
     /// *Present*: IA32_APIC_BASE.EN. Governs the CPUID bit, the register window, the x2APIC MSRs,
     /// IA32_TSC_DEADLINE and CR8.
     #[inline]

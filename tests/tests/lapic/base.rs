@@ -53,6 +53,18 @@ fn a_refused_write_changes_nothing() {
 }
 
 #[test]
+fn the_window_is_where_the_base_says() {
+    let mut plain = Plain::new(Profile::intel());
+    assert_eq!(plain.slot.window_offset(0xFEE0_00F0), Some(0xF0));
+    assert_eq!(plain.slot.window_offset(0xFEE0_1000), None);
+    plain.set_msr(IA32_APIC_BASE, 0x12_3456_7900);
+    assert_eq!(plain.slot.window_offset(0xFEE0_00F0), None);
+    assert_eq!(plain.slot.window_offset(0x12_3456_7FFF), Some(0xFFF));
+    plain.enter_x2apic();
+    assert_eq!(plain.slot.window_offset(0x12_3456_7FFF), None, "no window in x2APIC mode");
+}
+
+#[test]
 fn relocation() {
     let mut plain = Plain::new(Profile::intel());
     let effect = plain.wrmsr(IA32_APIC_BASE, 0x12_3456_7900).unwrap();
