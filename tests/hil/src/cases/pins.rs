@@ -106,7 +106,7 @@ extern "C" fn wired(context: &'static Context, argument: u64) -> u64 {
 const SERVED: u64 = hypercall::FIRST_FREE;
 
 fn on_call(machine: &VirtualMachine, vcpu: usize, _: u64, _: u64, _: u64) -> u64 {
-    machine.notify(vcpu, machine.slots[vcpu].set_lint(Pin::Lint0, false));
+    machine.notify(vcpu, machine.slot(vcpu).set_lint(Pin::Lint0, false));
     0
 }
 
@@ -148,6 +148,8 @@ fn serve(context: &'static Context, vector: u8) {
     if apic::read(context, LVT_LINT0).is_ok_and(|entry| entry & REMOTE_IRR != 0) {
         context.word(REMOTE).fetch_add(1, Ordering::Relaxed);
     }
+    // An exit with the pin still asserted: that is no second interrupt.
+    hypercall::phase(0);
     if context.count(vector).is_multiple_of(SERVICE) {
         hypercall::call(SERVED, 0, 0);
     }

@@ -87,7 +87,9 @@ extern "C" fn taker(context: &'static Context, argument: u64) -> u64 {
 fn on_call(machine: &VirtualMachine, vcpu: usize, _: u64, _: u64, _: u64) -> u64 {
     let context = machine.context(vcpu);
     if context.word(TIMES_AWAY).fetch_add(1, Ordering::Relaxed) & 1 == 0 {
-        machine.slots[vcpu].inbox().preempt();
+        if let Some(posting) = machine.slot(vcpu).posting() {
+            posting.preempt();
+        }
     }
     context.word(AWAY).store(1, Ordering::Release);
     while context.word(AWAY).load(Ordering::Acquire) != 0
@@ -111,7 +113,10 @@ fn posts(setting: Setting, target: Target) -> Result<(), Failure> {
     let context = stage.context(0);
     equal("interrupts taken", context.total(), sender.total)?;
     // Everything is counted: what comes now was doubled.
-    pause(200_000);
+    for _ in 0..20 {
+        context.word(AWAY).store(0, Ordering::Release);
+        pause(10_000);
+    }
     equal("interrupts taken after all", context.total(), sender.total)?;
     match target {
         Target::Running if setting.level == Level::Posted => {
@@ -183,8 +188,8 @@ struct Sent {
 }
 
 impl Sent {
-    /// Posts each vector whose last post was taken; but only one to a vCPU that halts, when there is none to be taken, or
-    /// that is about to be preempted.
+    /// Posts vectors whose last post was taken: to a vCPU that runs all of them, to one that is away some, but only one to
+    /// a vCPU that halts, when there is none to be taken, or that is about to be preempted.
     fn pass(&mut self, stage: &Stage, target: Target, away: bool) -> Result<(), Failure> {
         let context = stage.context(0);
         let taken = context.total();
@@ -194,7 +199,10 @@ impl Sent {
         let (first, amount) = match target {
             Target::Halted => (self.total as usize % vectors().count(), 1),
             Target::Preempted if !away => (self.total as usize % vectors().count(), 1),
-            _ => (0, usize::MAX),
+            Target::Preempted => {
+                (self.total as usize % 8, 1 + self.total as usize % vectors().count())
+            }
+            Target::Running => (0, usize::MAX),
         };
         for vector in vectors().skip(first).take(amount) {
             let posted = &mut self.each[usize::from(vector)];
