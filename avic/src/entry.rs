@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use vlapic_core::{Entry, EntryInput, Register, Vector};
+use vlapic_core::{Entry, EntryInput, Register, SvrWrites, Vector};
 
 use crate::backing::Whereabouts;
 use crate::error::EntryError;
@@ -78,6 +78,7 @@ impl Vcpu<'_> {
         let changed = addressing != self.addressing;
         if changed {
             self.addressing = addressing;
+            self.set_valid();
             if let Some(id) = self.logical_target() {
                 self.shared.logical().withdraw(id);
             }
@@ -88,6 +89,16 @@ impl Vcpu<'_> {
         if let Addressing::XApic { renamed, .. } = addressing {
             self.peers_due |= changed && (renamed || self.survey.x2apic);
         }
+    }
+
+    /// The entry in the physical table is valid while the APIC accepts interrupts: hardware does not
+    /// ask SVR. Without it a directed IPI exits at its sender and is emulated, which asks, and a
+    /// broadcast passes the vCPU by, as it should. Where the guest may enable its APIC unseen, a
+    /// broadcast would be lost, so the entry is always valid there.
+    pub(crate) fn set_valid(&self) {
+        let accepts = self.addressing != Addressing::None;
+        let unseen = self.svr_writes != SvrWrites::Exit;
+        self.shared.physical().set_valid(self.slot().x2apic_id(), accepts || unseen);
     }
 
     /// Claim, fence, look at all pages, then publish or clear.

@@ -110,9 +110,8 @@ impl Vcpu<'_> {
 
     fn point<V: Vmcb + ?Sized>(&self, vmcb: &mut V, face: Face) {
         let physical = self.shared.physical();
-        if let Some(target) = physical.entry(self.slot().x2apic_id()).decode() {
-            vmcb.write(Field::BackingPage, target.backing_page.as_u64());
-        }
+        let page = physical.entry(self.slot().x2apic_id()).backing_page();
+        vmcb.write(Field::BackingPage, page.as_u64());
         let table = physical.address().as_u64() | u64::from(self.max_index(face));
         vmcb.write(Field::PhysicalTable, table);
         vmcb.write(Field::LogicalTable, self.shared.logical().address().as_u64());

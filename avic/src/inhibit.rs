@@ -48,6 +48,9 @@ pub enum Inhibit {
     /// x2APIC mode while another vCPU accepts interrupts in xAPIC mode: hardware looks for logical
     /// destinations among x2APIC IDs only.
     MixedModes,
+    /// xAPIC mode, and this vCPU's DFR does not select the model that the logical table is laid out
+    /// in: hardware may go by the sender's DFR.
+    LogicalModel,
     /// The guest uses AMD's interrupt enable registers, which AVIC does not look at.
     InterruptEnableRegisters,
     /// The logical APIC IDs of the VM are not one bit each, all different, in one model. This one
@@ -57,7 +60,7 @@ pub enum Inhibit {
 
 impl Inhibit {
     /// All.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Disabled,
         Self::PitReinjection,
         Self::SynicAutoEoi,
@@ -72,6 +75,7 @@ impl Inhibit {
         Self::Id255,
         Self::IdModified,
         Self::MixedModes,
+        Self::LogicalModel,
         Self::InterruptEnableRegisters,
         Self::LogicalIds,
     ];
@@ -98,6 +102,7 @@ impl fmt::Display for Inhibit {
             Self::Id255 => "id-255",
             Self::IdModified => "id-modified",
             Self::MixedModes => "mixed-modes",
+            Self::LogicalModel => "logical-model",
             Self::InterruptEnableRegisters => "interrupt-enable-registers",
             Self::LogicalIds => "logical-ids",
         })

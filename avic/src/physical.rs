@@ -42,10 +42,22 @@ impl PhysicalEntry {
         self.0
     }
 
-    /// Whether the entry is valid and its vCPU assigned to a CPU.
+    /// IsRunning, valid or not.
     #[must_use]
     pub const fn is_running(self) -> bool {
-        self.0 >> 62 == 3
+        self.0 & 1 << 62 != 0
+    }
+
+    /// The entry, valid or not; nothing else changes.
+    #[must_use]
+    pub const fn with_valid(self, valid: bool) -> Self {
+        Self(if valid { self.0 | 1 << 63 } else { self.0 & !(1 << 63) })
+    }
+
+    /// Bits 51:12.
+    #[must_use]
+    pub const fn backing_page(self) -> PhysAddr {
+        PhysAddr::new(self.0 & PAGE)
     }
 
     /// The entry with IsRunning clear.

@@ -103,26 +103,39 @@ impl<'t> PhysicalTable<'t> {
         PhysicalEntry::from_bits(word)
     }
 
-    /// Makes the entry of `id` valid, not running. `false` if there is no place for it.
+    /// Gives `id` its backing page, in an entry that is not valid yet. `false` if there is no place
+    /// for it.
     pub(crate) fn insert(&self, id: u32, backing_page: PhysAddr) -> Result<bool, TableError> {
         let target = PhysicalTarget { backing_page, host_apic_id: 0, running: false };
         let entry = target.encode().map_err(TableError::Encode)?;
-        Ok(self.store(id, entry))
+        Ok(self.store(id, entry.with_valid(false)))
+    }
+
+    /// Owner: hardware may deliver to the vCPU from now on, or no longer.
+    pub(crate) fn set_valid(&self, id: u32, valid: bool) {
+        let old = self.entry(id);
+        if old.with_valid(valid) != old {
+            self.store(id, old.with_valid(valid));
+        }
     }
 
     /// Owner: the vCPU is assigned to the CPU with APIC ID `host_apic_id`. `false` if the table
     /// cannot say so: hardware then takes it for not running.
     pub(crate) fn run(&self, id: u32, host_apic_id: u16) -> bool {
-        let Some(old) = self.entry(id).decode() else { return false };
-        let target = PhysicalTarget { host_apic_id, running: true, ..old };
-        target == old || target.encode().is_ok_and(|entry| self.store(id, entry))
+        let old = self.entry(id);
+        let target =
+            PhysicalTarget { backing_page: old.backing_page(), host_apic_id, running: true };
+        target.encode().is_ok_and(|new| {
+            let new = new.with_valid(old.decode().is_some());
+            new == old || self.store(id, new)
+        })
     }
 
     /// Owner: the vCPU is not running. The host's APIC ID stays, so that a late doorbell hits no
     /// CPU that the vCPU never had.
     pub(crate) fn stop(&self, id: u32) {
         let old = self.entry(id);
-        if old.is_running() {
+        if old.stopped() != old {
             self.store(id, old.stopped());
         }
     }
@@ -156,28 +169,34 @@ mod tests {
         for id in [0, 1, 254, 255, 511, 512, 4095] {
             let page = PhysAddr::new(0x1000 * (1 + u64::from(id)));
             assert_eq!(table.insert(id, page), Ok(true));
-            let word = storage[id as usize / 512].words()[id as usize % 512].load(Ordering::SeqCst);
-            assert_eq!(word, 1 << 63 | page.as_u64());
+            let word = &storage[id as usize / 512].words()[id as usize % 512];
+            assert_eq!(word.load(Ordering::SeqCst), page.as_u64());
+            table.set_valid(id, true);
+            assert_eq!(word.load(Ordering::SeqCst), 1 << 63 | page.as_u64());
         }
         assert_eq!(table.insert(4096, PhysAddr::new(0)), Ok(false));
         assert_eq!(table.entry(4096), PhysicalEntry::INVALID);
         assert!(!table.run(4096, 0));
         table.stop(4096);
+        table.set_valid(4096, true);
     }
 
     #[test]
     fn stopping_keeps_the_host_id() {
         let storage = pages::<1>();
         let table = PhysicalTable::new(&storage[..], &VirtualIsPhysical).unwrap();
-        assert!(!table.run(3, 7), "not there yet");
         let page = PhysAddr::new(0x12_3456_7000);
         assert_eq!(table.insert(3, page), Ok(true));
         assert!(table.run(3, 0x1A5));
+        assert_eq!(table.entry(3).decode(), None, "not valid yet");
+        table.set_valid(3, true);
         assert_eq!(table.entry(3).bits(), 0xC000_0012_3456_71A5);
         assert!(!table.run(3, 0x1000), "beyond 12 bits");
         assert_eq!(table.entry(3).bits(), 0xC000_0012_3456_71A5);
         table.stop(3);
         assert_eq!(table.entry(3).bits(), 0x8000_0012_3456_71A5);
+        table.set_valid(3, false);
+        assert_eq!(table.entry(3).bits(), 0x0000_0012_3456_71A5);
     }
 
     #[test]

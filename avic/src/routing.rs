@@ -52,6 +52,8 @@ impl Addressing {
 /// What the pages of all vCPUs say together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Survey {
+    /// The model of the logical table, if it has entries.
+    pub(crate) model: Option<u8>,
     /// All who accept are in xAPIC mode, use one model, and have one bit each, all different.
     pub(crate) logical_ids_fit: bool,
     /// Somebody accepts in xAPIC mode.
@@ -65,7 +67,7 @@ pub(crate) struct Survey {
 impl Survey {
     /// Before anybody has looked.
     pub(crate) const NOBODY: Self =
-        Self { logical_ids_fit: true, xapic: false, x2apic: false, renamed: false };
+        Self { model: None, logical_ids_fit: true, xapic: false, x2apic: false, renamed: false };
 
     /// Looks at every page. The caller has put a SeqCst fence between its own last store and this.
     pub(crate) fn of(vm: &Vm<'_, Backing>) -> Self {
@@ -92,6 +94,7 @@ impl Survey {
             }
         }
         survey.logical_ids_fit &= !survey.x2apic || !survey.xapic;
+        survey.model = common.filter(|_| survey.logical_ids_fit);
         survey
     }
 }

@@ -42,9 +42,8 @@ pub struct Storage<'s> {
 impl<'s> Shared<'s> {
     /// Fills the tables for the vCPUs of `vm`.
     ///
-    /// Each vCPU whose ID there is room for has a valid entry from now on, because a broadcast
-    /// skips those that are not valid. The pages may be posted to by hardware as soon as one of the
-    /// vCPUs runs, so do this once, before.
+    /// Each vCPU whose ID there is room for gets its place. Its entry becomes valid when its APIC
+    /// first accepts interrupts. Do this once, before a vCPU runs.
     ///
     /// # Errors
     /// [`TableError`] if storage or APIC pages are not where hardware could use them.

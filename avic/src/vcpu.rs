@@ -116,8 +116,9 @@ impl<'s> Vcpu<'s> {
 
     /// Says how SVR writes come to notice. With anything that lets the guest store to its page
     /// unseen this must not stay at [`SvrWrites::Exit`].
-    pub const fn set_svr_writes(&mut self, svr_writes: SvrWrites) {
+    pub fn set_svr_writes(&mut self, svr_writes: SvrWrites) {
         self.svr_writes = svr_writes;
+        self.set_valid();
     }
 
     /// Whether the hypervisor wants an exit (#VMEXIT 64) as soon as the guest could take an
@@ -195,6 +196,12 @@ impl<'s> Vcpu<'s> {
             .with_if(Inhibit::Id255, x2apic && !self.trust.entry_255 && has_255())
             .with_if(Inhibit::IdModified, self.survey.renamed)
             .with_if(Inhibit::MixedModes, x2apic && self.survey.xapic)
+            .with_if(
+                Inhibit::LogicalModel,
+                self.survey.model.is_some_and(|model| {
+                    mode == Mode::XApic && page.read(Register::Dfr) >> 28 != u32::from(model)
+                }),
+            )
             .with_if(
                 Inhibit::InterruptEnableRegisters,
                 slot.profile().extended_space() && page.read(Register::ExtendedControl) & 1 != 0,

@@ -1,4 +1,4 @@
-use vlapic_core::{Delivery, Event, Register};
+use vlapic_core::{Delivery, Event, Register, SvrWrites};
 
 use super::{INPUT, Options, Rig};
 use crate::{EntryError, Face, Inhibit};
@@ -124,6 +124,38 @@ fn an_apic_that_accepts_nothing_is_not_in_the_way() {
     rig.page(1).write(Register::Svr, 0x1FF);
     rig.enter(1);
     assert_eq!(entries(&rig), 0);
+}
+
+/// What is said of the entry in the physical table when SVR is written with and without an exit.
+#[test]
+fn an_apic_that_accepts_nothing_has_no_valid_entry() {
+    let mut rig = Options::vcpus(1).build();
+    let valid = |rig: &Rig| rig.shared.physical().entry(0).decode().is_some();
+    for svr in [0xFF, 0x1FF, 0xFF, 0x1FF] {
+        rig.page(0).write(Register::Svr, svr);
+        rig.enter(0);
+        assert_eq!(valid(&rig), svr == 0x1FF);
+    }
+    rig.page(0).write(Register::Svr, 0xFF);
+    rig.enter(0);
+    rig.vcpus[0].set_svr_writes(SvrWrites::Silent { recheck: 1 });
+    assert!(valid(&rig));
+    rig.enter(0);
+    assert!(valid(&rig));
+}
+
+/// Hardware may go by the DFR of a sender that accepts nothing itself.
+#[test]
+fn a_sender_with_another_model_is_emulated() {
+    let mut rig = rig(&[0x01, 0x02], FLAT);
+    rig.page(1).write(Register::Svr, 0xFF);
+    rig.page(1).write(Register::Dfr, CLUSTER);
+    assert_eq!(rig.enter(1), Face::Emulated);
+    assert!(rig.vcpus[1].inhibits().contains(Inhibit::LogicalModel));
+    assert_eq!(rig.enter(0), Face::XAvic);
+    assert_eq!(rig.logical(0x00), Some(0));
+    rig.page(1).write(Register::Dfr, FLAT);
+    assert_eq!(rig.enter(1), Face::XAvic);
 }
 
 #[test]

@@ -153,9 +153,10 @@ impl Rig {
     /// The word of vCPU `index` in the physical table, without the page's address.
     pub(crate) fn running(&self, index: usize) -> Option<u16> {
         let id = self.slot(index).x2apic_id();
-        let target = self.shared.physical().entry(id).decode().unwrap();
-        assert_eq!(Some(target.backing_page), address(self.page(index)));
-        target.running.then_some(target.host_apic_id)
+        let entry = self.shared.physical().entry(id);
+        assert_eq!(Some(entry.backing_page()), address(self.page(index)));
+        assert_eq!(entry.decode().is_some(), self.slot(index).accepts());
+        entry.is_running().then_some(entry.bits() as u16 & 0xFFF)
     }
 
     pub(crate) fn logical(&self, offset: u16) -> Option<u8> {
