@@ -9,8 +9,10 @@ use vlapic_tests::avic_model::{Capability, GuestOp, Knobs, Outcome, code, field,
 
 const VCPUS: usize = 12;
 const CORES: usize = 4;
-const STEPS: usize = 4_000;
-const SEEDS: u64 = 12;
+const STEPS: usize = 1_000;
+const SEEDS: u64 = 80;
+/// After so many steps the storm holds its breath, and what was lost is counted.
+const CHECK_EVERY: usize = 40;
 
 /// Vectors of IPIs, one for each sender, and that of each vCPU's device.
 const FIRST_IPI: usize = 0x40;
@@ -29,6 +31,8 @@ enum Protocol {
     NeverPublishes,
     /// The exit of an IPI to a sleeping target is taken as done.
     IgnoresSleepers,
+    /// A wake-up for a vCPU that is about to block does nothing, because it does not block yet.
+    ForgetsWakes,
     /// The IOMMU's log is not read.
     IgnoresLog,
 }
@@ -37,6 +41,9 @@ enum Protocol {
 enum Vcpu {
     Runnable,
     OnCore,
+    /// Still on a core, but a wake-up from now on counts.
+    FallingAsleep,
+    Woken,
     Blocked,
 }
 
@@ -65,6 +72,8 @@ struct Storm<'m> {
     taken: usize,
     log_head: u64,
     sends: bool,
+    /// A core, or what else moves.
+    focus: usize,
 }
 
 impl<'m> Storm<'m> {
@@ -83,29 +92,50 @@ impl<'m> Storm<'m> {
             taken: 0,
             log_head: 0,
             sends: true,
+            focus: 0,
         };
         (0..VCPUS).for_each(|vcpu| storm.remap(vcpu, None, false));
         storm
     }
 
-    /// Runs the storm, lets it calm down, and returns how many interrupts sleeping vCPUs were never told of.
+    /// Runs the storm, lets it calm down, and returns how often a vCPU was left asleep with a request.
+    ///
+    /// Such a vCPU is woken, so that what it missed is taken and nothing hides what happens to it later.
     fn lost(mut self) -> usize {
-        for _ in 0..STEPS {
-            self.step();
+        let mut lost = 0;
+        for _ in 0..STEPS / CHECK_EVERY {
+            (0..CHECK_EVERY).for_each(|_| self.step());
+            lost += self.wake_the_forgotten();
         }
         assert!(self.sent > STEPS / 50, "a storm of {} interrupts", self.sent);
         self.sends = false;
-        for _ in 0..100 * STEPS {
+        for _ in 0..10 * STEPS {
             if self.is_calm() {
                 break;
             }
-            self.step();
+            (0..CHECK_EVERY).for_each(|_| self.step());
+            lost += self.wake_the_forgotten();
         }
         assert!(self.is_calm(), "the storm goes on");
-        let left = self.outstanding.as_flattened().iter().filter(|is| **is).count();
-        assert_eq!(self.sent, self.taken + left);
+        assert_eq!(self.sent, self.taken, "each interrupt is taken once");
         assert_eq!(self.rig.machine.memory().stray_accesses(), 0);
-        left
+        lost
+    }
+
+    /// Lets everything that is under way arrive, and wakes the vCPUs that sleep with a request all the same.
+    fn wake_the_forgotten(&mut self) -> usize {
+        while self.rig.machine.advance().is_some() {
+            self.handle_exits();
+        }
+        while self.read_log() {}
+        let mut forgotten = 0;
+        for vcpu in 0..VCPUS {
+            if self.vcpus[vcpu] == Vcpu::Blocked && !self.rig.storage.vcpu(vcpu).irr().is_empty() {
+                self.vcpus[vcpu] = Vcpu::Runnable;
+                forgotten += 1;
+            }
+        }
+        forgotten
     }
 
     fn is_calm(&self) -> bool {
@@ -117,16 +147,20 @@ impl<'m> Storm<'m> {
             && self.log_head == machine.iommu.log.read(register::LOG_TAIL)
     }
 
+    /// Whoever is in focus moves. Focus changes now and then, so that one core can do a lot while another waits in the
+    /// middle of something.
     fn step(&mut self) {
-        match self.pick(8) {
-            0..4 => {
-                let _ = self.rig.machine.advance();
+        if self.pick(6) == 0 {
+            self.focus = self.pick(CORES + 3);
+        }
+        match self.focus.checked_sub(CORES) {
+            None => self.step_core(self.focus),
+            Some(0) => self.device(),
+            Some(1) => {
+                let _ = self.read_log();
             }
-            4 => self.device(),
-            5 => self.read_log(),
-            _ => {
-                let core = self.pick(CORES);
-                self.step_core(core);
+            Some(_) => {
+                let _ = self.rig.machine.advance();
             }
         }
         self.handle_exits();
@@ -138,7 +172,9 @@ impl<'m> Storm<'m> {
             Core::Guest(vcpu) if !self.rig.machine.cores[core].is_busy() => {
                 self.guest(core, vcpu);
             }
-            Core::Guest(_) => {}
+            Core::Guest(_) => {
+                let _ = self.rig.machine.cores[core].step();
+            }
             Core::Leaving { .. } => self.leave(core),
         }
     }
@@ -186,13 +222,13 @@ impl<'m> Storm<'m> {
             return self.rig.machine.cores[core].begin(GuestOp::Wrmsr { msr: 0x80b, value: 0 });
         }
         assert_eq!(outcome, Outcome::Nothing);
-        match self.pick(6) {
-            0..3 if self.sends => self.send(core, vcpu),
-            3 if self.sends => {
+        match self.pick(10) {
+            0..6 if self.sends => self.send(core, vcpu),
+            6 if self.sends => {
                 let value = self.pick(16) as u64;
                 self.rig.machine.cores[core].begin(GuestOp::WriteCr8 { value });
             }
-            4 if self.sends => self.start_leaving(core, vcpu, false),
+            7 if self.sends => self.start_leaving(core, vcpu, false),
             _ if self.rig.machine.cores[core].v_tpr() != Some(0) => {
                 self.rig.machine.cores[core].begin(GuestOp::WriteCr8 { value: 0 });
             }
@@ -241,15 +277,18 @@ impl<'m> Storm<'m> {
     }
 
     fn wake(&mut self, vcpu: usize) {
-        if self.vcpus[vcpu] == Vcpu::Blocked {
-            self.vcpus[vcpu] = Vcpu::Runnable;
-        }
+        self.vcpus[vcpu] = match self.vcpus[vcpu] {
+            Vcpu::Blocked => Vcpu::Runnable,
+            Vcpu::FallingAsleep if self.protocol != Protocol::ForgetsWakes => Vcpu::Woken,
+            other => other,
+        };
     }
 
-    fn read_log(&mut self) {
+    /// Reads one entry of the log, if there is one.
+    fn read_log(&mut self) -> bool {
         let tail = self.rig.machine.iommu.log.read(register::LOG_TAIL);
         if self.log_head == tail {
-            return;
+            return false;
         }
         let entry = self.rig.storage.log(self.log_head as usize / 8);
         self.log_head = (self.log_head + 8) % 4096;
@@ -257,10 +296,14 @@ impl<'m> Storm<'m> {
         if self.protocol != Protocol::IgnoresLog {
             self.wake(entry as u32 as usize);
         }
+        true
     }
 
     fn start_leaving(&mut self, core: usize, vcpu: usize, blocks: bool) {
         self.rig.leave(core);
+        if blocks {
+            self.vcpus[vcpu] = Vcpu::FallingAsleep;
+        }
         self.cores[core] = Core::Leaving { vcpu, step: 0, blocks, was_empty: false };
     }
 
@@ -279,7 +322,7 @@ impl<'m> Storm<'m> {
             1 => self.remap(vcpu, None, blocks),
             2 => self.rig.storage.set_running(vcpu, None),
             4 => {
-                let sleeps = blocks && was_empty;
+                let sleeps = self.vcpus[vcpu] == Vcpu::FallingAsleep && was_empty;
                 self.vcpus[vcpu] = if sleeps { Vcpu::Blocked } else { Vcpu::Runnable };
                 self.cores[core] = Core::Host;
                 return;
@@ -302,26 +345,25 @@ impl<'m> Storm<'m> {
     }
 }
 
-fn lost(protocol: Protocol, knobs: Knobs) -> usize {
-    let storm = |seed| Storm::new(&Storage::new(VCPUS), protocol, knobs, seed).lost();
-    (0..SEEDS).map(storm).sum()
+/// The first seed whose storm leaves a vCPU asleep with a request.
+fn losing_seed(protocol: Protocol, knobs: Knobs) -> Option<u64> {
+    let loses = |seed: &u64| Storm::new(&Storage::new(VCPUS), protocol, knobs, *seed).lost() != 0;
+    (0..SEEDS).find(loses)
 }
 
 #[test]
 fn nothing_is_lost() {
     for late_doorbells in [false, true] {
-        for reports_first_not_running in [false, true] {
-            let knobs = Knobs { late_doorbells, reports_first_not_running, ..Knobs::default() };
-            assert_eq!(lost(Protocol::Right, knobs), 0, "{knobs:?}");
-        }
+        let knobs = Knobs { late_doorbells, ..Knobs::default() };
+        assert_eq!(losing_seed(Protocol::Right, knobs), None, "late doorbells: {late_doorbells}");
     }
 }
 
 #[test]
 fn the_erratum_loses_interrupts_and_its_work_around_does_not() {
     let knobs = Knobs { stale_is_running: true, late_doorbells: true, ..Knobs::default() };
-    assert_ne!(lost(Protocol::Right, knobs), 0);
-    assert_eq!(lost(Protocol::NeverPublishes, knobs), 0);
+    assert_ne!(losing_seed(Protocol::Right, knobs), None);
+    assert_eq!(losing_seed(Protocol::NeverPublishes, knobs), None);
 }
 
 #[test]
@@ -330,10 +372,11 @@ fn each_step_of_the_host_is_needed() {
         Protocol::ChecksTooEarly,
         Protocol::NeverChecks,
         Protocol::IgnoresSleepers,
+        Protocol::ForgetsWakes,
         Protocol::IgnoresLog,
     ] {
         let knobs = Knobs { late_doorbells: true, ..Knobs::default() };
-        assert_ne!(lost(protocol, knobs), 0, "{protocol:?}");
+        assert_ne!(losing_seed(protocol, knobs), None, "{protocol:?}");
     }
 }
 
