@@ -248,3 +248,66 @@ fn a_post_against_init() {
         assert_eq!(vcpu.irr.load(SeqCst), 0, "accepted: {accepted}");
     });
 }
+
+const INIT: u32 = 1;
+const STARTUP: u32 = 2;
+const WAITING: u32 = 4;
+const PAGE_SHIFT: u32 = 8;
+
+/// `Latches`, of INIT and SIPI only.
+struct Latches(AtomicU32);
+
+impl Latches {
+    fn update(&self, change: impl Fn(u32) -> u32) {
+        let _ = self.0.fetch_update(AcqRel, Acquire, |word| Some(change(word)));
+    }
+
+    fn latch_init(&self) {
+        self.update(|word| word & WAITING | INIT);
+    }
+
+    fn latch_startup(&self, page: u32) {
+        let _ = self.0.fetch_update(AcqRel, Acquire, |word| {
+            let accepts = word & (INIT | WAITING) != 0 && word & STARTUP == 0;
+            accepts.then_some(word | STARTUP | page << PAGE_SHIFT)
+        });
+    }
+
+    /// `LocalApic::take_event`: the page of a SIPI, zero for INIT.
+    fn take(&self) -> Option<u32> {
+        let mut taken = None;
+        let step = |word: u32| {
+            if word & INIT != 0 {
+                taken = Some(0);
+                return Some(word);
+            }
+            taken = Some(word >> PAGE_SHIFT);
+            (word & (WAITING | STARTUP) == WAITING | STARTUP).then_some(0)
+        };
+        self.0.fetch_update(AcqRel, Acquire, step).ok()?;
+        if taken == Some(0) {
+            self.update(|word| word & !INIT | WAITING);
+        }
+        taken
+    }
+}
+
+#[test]
+fn the_last_sipi_is_not_lost() {
+    loom::model(|| {
+        let latches = Arc::new(Latches(AtomicU32::new(WAITING | STARTUP | 1 << PAGE_SHIFT)));
+        let sender = {
+            let latches = latches.clone();
+            thread::spawn(move || {
+                latches.latch_init();
+                latches.latch_startup(2);
+            })
+        };
+        let mut last = latches.take();
+        sender.join().unwrap();
+        while let Some(event) = latches.take() {
+            last = Some(event);
+        }
+        assert_eq!(last, Some(2));
+    });
+}
