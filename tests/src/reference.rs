@@ -112,7 +112,8 @@ impl Reference {
                 cpu.interrupt_flag = flag;
                 Ok(Effect::None)
             }
-            Op::Halt => {
+            Op::Halt | Op::EnableAndHalt => {
+                cpu.interrupt_flag |= op == Op::EnableAndHalt;
                 cpu.run = Run::Halted;
                 Ok(Effect::None)
             }
@@ -187,7 +188,9 @@ impl Subject for Reference {
     }
 
     fn execute(&mut self, vcpu: usize, op: Op) -> Answer {
-        self.settle();
+        if op != Op::EnableAndHalt {
+            self.settle();
+        }
         let answer = self.instruction(vcpu, op);
         self.settle();
         answer

@@ -2,32 +2,23 @@
 
 use vlapic_core::{Effect, LvtEntry, Notify, Register, Trigger, Vector};
 use vlapic_hal::wrap::Count;
-use vlapic_tests::hypervisor::{Config, Hypervisor, Level, run};
+use vlapic_tests::hypervisor::{Config, Hypervisor, Level, run_enabled};
 use vlapic_tests::model::{ExitReason, field};
 
 const LEVELS: [Level; 3] =
     [Level::VirtualInterruptDelivery, Level::Posted, Level::IpiVirtualization];
 
 fn vector(raw: u8) -> Vector {
-    Vector::new(raw).unwrap()
-}
-
-fn enabled<R>(config: Config, test: impl FnOnce(&mut Hypervisor<'_>) -> R) -> R {
-    run(config, |hypervisor| {
-        for index in 0..config.vcpus {
-            let _ = hypervisor.write(index, Register::Svr, 0x1ff);
-        }
-        test(hypervisor)
-    })
+    Vector::new(raw).expect("a legal vector")
 }
 
 /// RVI and SVI as the processor has them in guest mode.
 fn status(hypervisor: &mut Hypervisor<'_>) -> (u8, u8) {
-    hypervisor.core(0).interrupt_status().unwrap()
+    hypervisor.core(0).interrupt_status().expect("a guest that runs")
 }
 
 fn eoi_bitmap(hypervisor: &mut Hypervisor<'_>) -> [u64; 4] {
-    let region = hypervisor.core(0).vmcs().unwrap();
+    let region = hypervisor.core(0).vmcs().expect("a current VMCS");
     field::EOI_EXIT_BITMAP.map(|encoding| region.get(encoding))
 }
 
@@ -35,7 +26,7 @@ fn eoi_bitmap(hypervisor: &mut Hypervisor<'_>) -> [u64; 4] {
 #[test]
 fn tmr_before_irr() {
     for level in LEVELS {
-        enabled(Config::new(level), |hypervisor| {
+        run_enabled(Config::new(level), |hypervisor| {
             for raw in 0x20..=0xff {
                 let _ = hypervisor.post(0, raw, Trigger::Level);
                 assert_eq!(hypervisor.taken(0).last(), Some(&raw));
@@ -56,7 +47,7 @@ fn tmr_before_irr() {
 #[test]
 fn tmr_cleared_on_edge_acceptance_not_eoi() {
     for level in LEVELS {
-        enabled(Config::new(level), |hypervisor| {
+        run_enabled(Config::new(level), |hypervisor| {
             let _ = hypervisor.post(0, 0x61, Trigger::Level);
             hypervisor.eoi(0);
             assert_eq!(
@@ -88,7 +79,7 @@ fn tmr_cleared_on_edge_acceptance_not_eoi() {
 /// it costs no such exit.
 #[test]
 fn eoi_bitmap_stale_on_running_vcpu() {
-    enabled(Config::new(Level::Posted), |hypervisor| {
+    run_enabled(Config::new(Level::Posted), |hypervisor| {
         hypervisor.prompt = false;
         assert!(hypervisor.enter(0));
         let receipt = hypervisor.slot(0).request(0x91, Trigger::Level);
@@ -120,7 +111,7 @@ fn eoi_bitmap_stale_on_running_vcpu() {
 /// A bit that nobody needs any more is dropped at the next entry, and from then on the vector is staged again.
 #[test]
 fn dropped_route_is_staged_again() {
-    enabled(Config::new(Level::Posted), |hypervisor| {
+    run_enabled(Config::new(Level::Posted), |hypervisor| {
         let posting = hypervisor.slot(0).inbox();
         for (routed, loaded) in [(true, 1u64 << 33), (false, 0)] {
             posting.set_level_route(vector(0xa1), routed);
@@ -138,7 +129,7 @@ fn dropped_route_is_staged_again() {
 #[test]
 fn synthetic_eoi_updates_svi() {
     for level in LEVELS {
-        enabled(Config::new(level), |hypervisor| {
+        run_enabled(Config::new(level), |hypervisor| {
             let _ = hypervisor.post(0, 0x51, Trigger::Edge);
             let _ = hypervisor.post(0, 0x81, Trigger::Edge);
             assert_eq!(status(hypervisor), (0, 0x81));
@@ -164,7 +155,7 @@ fn synthetic_eoi_updates_svi() {
 #[test]
 fn svi_on_restore() {
     for level in LEVELS {
-        enabled(Config::new(level), |hypervisor| {
+        run_enabled(Config::new(level), |hypervisor| {
             hypervisor.leave(0);
             let page = hypervisor.slot(0).page();
             for raw in [0x31, 0x92] {
@@ -191,7 +182,7 @@ fn svi_on_restore() {
 /// What waits in PIR is in IRR once the vCPU was made ready to be looked at, also without ON while SN is set.
 #[test]
 fn pir_merged_on_save() {
-    enabled(Config::new(Level::Posted), |hypervisor| {
+    run_enabled(Config::new(Level::Posted), |hypervisor| {
         hypervisor.unload(0);
         let slot = hypervisor.slot(0);
         slot.inbox().preempt();
@@ -211,7 +202,7 @@ fn pir_merged_on_save() {
 /// A hypervisor that has to see the EOI of an edge (a periodic tick) asks for its bit; the exit names the vector.
 #[test]
 fn periodic_timer_needs_eoi_exit() {
-    enabled(Config::new(Level::Posted), |hypervisor| {
+    run_enabled(Config::new(Level::Posted), |hypervisor| {
         hypervisor.slot(0).inbox().set_level_route(vector(0x44), true);
         hypervisor.notify(0, Notify::Kick);
         let _ = hypervisor.post(0, 0x44, Trigger::Edge);
@@ -226,7 +217,7 @@ fn periodic_timer_needs_eoi_exit() {
 #[test]
 fn level_requested_again_before_its_eoi() {
     for level in Level::ALL {
-        enabled(Config::new(level), |hypervisor| {
+        run_enabled(Config::new(level), |hypervisor| {
             let _ = hypervisor.post(0, 0x61, Trigger::Level);
             let _ = hypervisor.post(0, 0x61, Trigger::Level);
             hypervisor.eoi(0);
@@ -244,7 +235,7 @@ fn level_requested_again_before_its_eoi() {
 #[test]
 fn pt_vector_vs_highest_irr() {
     for level in Level::ALL {
-        enabled(Config::new(level), |hypervisor| {
+        run_enabled(Config::new(level), |hypervisor| {
             let _ = hypervisor.write(0, Register::Lvt(LvtEntry::Timer), 0x31);
             let _ = hypervisor.write(0, Register::Tpr, 0xf0);
             let _ = hypervisor.write(0, Register::InitialCount, 100);
@@ -264,7 +255,7 @@ fn pt_vector_vs_highest_irr() {
 #[test]
 fn level_pin_and_edge_share_a_vector() {
     for level in Level::ALL {
-        enabled(Config::new(level), |hypervisor| {
+        run_enabled(Config::new(level), |hypervisor| {
             let _ = hypervisor.write(0, Register::Lvt(LvtEntry::Lint0), 0x8061);
             let slot = hypervisor.slot(0);
             let notify = slot.set_lint(vlapic_core::Pin::Lint0, true);
@@ -291,7 +282,7 @@ fn level_pin_and_edge_share_a_vector() {
 #[test]
 fn level_of_help_changes_under_way() {
     for (from, to) in Level::ALL.iter().flat_map(|from| Level::ALL.map(|to| (*from, to))) {
-        enabled(Config::new(from), |hypervisor| {
+        run_enabled(Config::new(from), |hypervisor| {
             let _ = hypervisor.post(0, 0x51, Trigger::Level);
             let flag = |on| vlapic_tests::hypervisor::Op::SetInterruptFlag(on);
             let _ = hypervisor.execute(0, flag(false));
@@ -312,7 +303,7 @@ fn level_of_help_changes_under_way() {
 /// An entry for which nothing changed costs one VMREAD.
 #[test]
 fn entry_without_news() {
-    enabled(Config::new(Level::Posted), |hypervisor| {
+    run_enabled(Config::new(Level::Posted), |hypervisor| {
         hypervisor.with_driver(0, |driver, core, input| {
             let _ = driver.before_entry(core, input).unwrap();
             let mut vmcs = Count::new(core);

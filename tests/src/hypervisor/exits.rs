@@ -1,7 +1,7 @@
 //! The loop of a vCPU: before entry, enter, after exit.
 
 use apicv::{Exit, Vcpu, Wanted};
-use vlapic_core::{Effect, Entry, EntryInput, Event, ExitOutcome, LvtEntry, Register};
+use vlapic_core::{Effect, Entry, EntryInput, Event, ExitOutcome, LvtEntry, Register, Vector};
 use vlapic_hal::wrap::{Fault, FaultInjector, When};
 use vlapic_hal::{Vmcs, VmcsError};
 
@@ -51,25 +51,22 @@ impl<'m> Hypervisor<'m> {
         let entry = self.before_entry(index, input);
         let vcpu = &mut self.vcpus[index];
         let core = &mut self.machine.cores[cpu];
-        vcpu.entry = Some(entry);
-        if entry.event && injects.is_none() && entry.injected.is_none() {
+        if entry.event && injects.is_none() && vcpu.in_flight.is_none() {
             return;
         }
         if let Some(vector) = injects {
             let information = 1 << 31 | 2 << 8 | u64::from(vector);
             write(core, field::ENTRY_INTERRUPTION_INFO, information);
         }
+        write(core, field::GUEST_RFLAGS, 0x2 | u64::from(vcpu.interrupt_flag) << 9);
         let exit_by = if entry.event { Some(self.now) } else { entry.exit_by };
         let ticks = exit_by.map_or(u64::from(u32::MAX), |time| time.saturating_sub(self.now));
         write(core, field::PREEMPTION_TIMER, ticks.min(u64::from(u32::MAX)));
         let entered = core.vm_entry().expect("controls that the processor accepts");
         vcpu.injects = None;
-        assert_eq!(
-            entered.injected,
-            injects.or(entry.injected.map(vlapic_core::Vector::get)),
-            "what was injected is what the driver said"
-        );
-        vcpu.taken.extend(entry.injected.map(vlapic_core::Vector::get));
+        let in_flight = vcpu.in_flight.take();
+        assert_eq!(entered.injected, injects.or(in_flight), "what the driver said");
+        vcpu.taken.extend(in_flight);
         if let Some(exit) = entered.exit {
             self.after_exit(index, exit, None);
         }
@@ -81,6 +78,7 @@ impl<'m> Hypervisor<'m> {
         EntryInput {
             now: self.now,
             cpu: vcpu.cpu.expect("a CPU") as u32,
+            // What is in flight the driver finds in the VMCS by itself.
             interruptible: vcpu.interrupt_flag && vcpu.injects.is_none(),
             pending: self.contrast.is_none().then(|| &storage.pending[index]),
         }
@@ -89,6 +87,7 @@ impl<'m> Hypervisor<'m> {
     /// INIT, SIPI, NMI and the like. Whether the vCPU is to run.
     fn take_events(&mut self, index: usize) -> bool {
         while self.vcpus[index].injects.is_none()
+            && self.vcpus[index].in_flight.is_none()
             && let Some(event) = self.vcpus[index].driver.apic_mut().take_event()
         {
             let vcpu = &mut self.vcpus[index];
@@ -216,6 +215,15 @@ impl<'m> Hypervisor<'m> {
         });
     }
 
+    /// RESET of one vCPU, the bootstrap processor if it is the first.
+    pub fn reset(&mut self, index: usize) {
+        self.leave(index);
+        self.vcpus[index].driver.apic_mut().reset(index == 0);
+        self.vcpus[index].run = if index == 0 { Run::Ready } else { Run::WaitsForSipi };
+        self.vcpus[index].interrupt_flag = true;
+        self.mode_changed(index);
+    }
+
     /// Calls the driver with the VMCS, the vCPU being outside guest mode.
     pub fn with_driver<R>(
         &mut self,
@@ -235,7 +243,20 @@ impl<'m> Hypervisor<'m> {
             injected = injected.or(entry.injected);
             Ok::<_, VmcsError>(entry)
         });
-        Entry { injected, ..entry }
+        let vcpu = &mut self.vcpus[index];
+        assert!(injected.is_none() || vcpu.in_flight.is_none(), "one injection overwrites another");
+        vcpu.in_flight = vcpu.in_flight.or(injected.map(Vector::get));
+        vcpu.entry = Some(Entry { injected, ..entry });
+        entry
+    }
+
+    /// Makes ready for an entry and then does not enter.
+    pub fn prepare_in_vain(&mut self, index: usize) {
+        self.leave(index);
+        if self.vcpus[index].cpu.is_some() && self.vcpus[index].run == Run::Ready {
+            let input = self.input(index);
+            let _ = self.before_entry(index, input);
+        }
     }
 
     /// Makes a call of the driver's, with VMREADs and VMWRITEs that fail as configured, and repeats it until none does.

@@ -36,6 +36,8 @@ pub enum Op {
     SetInterruptFlag(bool),
     /// HLT.
     Halt,
+    /// STI and HLT, with no interrupt taken in between.
+    EnableAndHalt,
 }
 
 impl Op {
@@ -70,9 +72,14 @@ impl Hypervisor<'_> {
 
     /// Has a vCPU execute one instruction after the interrupts it could take, and nobody anything afterwards.
     pub fn instruction(&mut self, index: usize, op: Op) -> Answer {
-        self.boundaries(index);
+        if op != Op::EnableAndHalt {
+            self.boundaries(index);
+        }
         if !self.enter(index) {
             return Answer::NotRunning;
+        }
+        if op == Op::EnableAndHalt {
+            self.vcpus[index].interrupt_flag = true;
         }
         if let Op::SetInterruptFlag(flag) = op {
             self.vcpus[index].interrupt_flag = flag;
@@ -89,7 +96,7 @@ impl Hypervisor<'_> {
             Op::ReadCr8 => core.read_cr8(),
             Op::WriteCr8(value) => core.write_cr8(value),
             Op::SetInterruptFlag(_) => return Answer::Done,
-            Op::Halt => core.hlt(),
+            Op::Halt | Op::EnableAndHalt => core.hlt(),
         };
         match outcome {
             model::Outcome::Value(value) => Answer::Value(value),
@@ -115,7 +122,7 @@ impl Hypervisor<'_> {
             Op::ReadCr8 => return Answer::Value(apic.read_cr8()),
             Op::WriteCr8(value) => apic.write_cr8(value, now),
             Op::SetInterruptFlag(_) => Ok(Effect::None),
-            Op::Halt => {
+            Op::Halt | Op::EnableAndHalt => {
                 self.halted(index);
                 Ok(Effect::None)
             }

@@ -1,9 +1,12 @@
 //! What the host does: posts, notifications, sleeping and waking, scheduling, time.
 
+use apicv::HostMode;
+use apicv::irte::{Common, Posted};
 use vlapic_core::{Message, Notify, Receipt, Trigger, Vector};
+use vlapic_hal::PhysAddr;
 
-use super::{Hypervisor, KICK, Run};
-use crate::model::PhysicalInterrupt;
+use super::{Hypervisor, KICK, Run, Storage};
+use crate::model::{Iommu, PhysicalInterrupt};
 
 impl Hypervisor<'_> {
     /// A device, or another thread, requests an interrupt; then every vCPU takes what it can.
@@ -12,6 +15,26 @@ impl Hypervisor<'_> {
         self.notify(index, receipt.notify);
         self.settle();
         receipt
+    }
+
+    /// A device interrupt through VT-d, in posted format, and what comes of it.
+    pub fn device_interrupt(&mut self, index: usize, vector: u8, urgent: bool) {
+        self.device_posts(index, vector, urgent);
+        self.settle();
+    }
+
+    /// The remapping hardware's part of a device interrupt.
+    ///
+    /// # Panics
+    /// Not with a descriptor that is aligned.
+    pub fn device_posts(&mut self, index: usize, vector: u8, urgent: bool) {
+        let descriptor = PhysAddr::new(Storage::descriptor_address(index));
+        let entry = Posted { descriptor, vector, urgent, common: Common::default() };
+        let entry = entry.encode().expect("an aligned descriptor");
+        let extended = self.config.host == HostMode::X2Apic;
+        let (memory, bus) = (self.machine.memory().clone(), self.machine.bus().clone());
+        let blocked = Iommu::new(memory, bus, extended).interrupt(entry.halves());
+        blocked.expect("a remapping entry that posts");
     }
 
     /// A device sends a message.

@@ -33,7 +33,7 @@ pub use vcpu::{Run, VirtualCpu};
 use std::sync::Arc;
 
 use apicv::{Capabilities, HostMode, Posting};
-use vlapic_core::{Slot, Vm};
+use vlapic_core::{Register, Slot, Vm};
 
 use crate::contrast::Contrast;
 use crate::model::{Core, Machine, Memory};
@@ -47,6 +47,16 @@ pub fn run<R>(config: Config, test: impl FnOnce(&mut Hypervisor<'_>) -> R) -> R 
     let result = test(&mut hypervisor);
     hypervisor.check_hygiene();
     result
+}
+
+/// As [`run`], with every APIC software-enabled.
+pub fn run_enabled<R>(config: Config, test: impl FnOnce(&mut Hypervisor<'_>) -> R) -> R {
+    run(config, |hypervisor| {
+        for index in 0..config.vcpus {
+            let _ = hypervisor.write(index, Register::Svr, 0x1ff);
+        }
+        test(hypervisor)
+    })
 }
 
 /// The hypervisor: physical CPU `i` is core `i`, and vCPU `i` begins on it.

@@ -48,6 +48,8 @@ pub struct VirtualCpu<'m> {
     pub(super) cpu: Option<usize>,
     /// Somebody wants it to go through its entry work before it runs on.
     pub(super) kicked: bool,
+    /// What the driver has put into the VM-entry interruption information for an entry not yet made.
+    pub(super) in_flight: Option<u8>,
     /// An event to inject that is no external interrupt.
     pub(super) injects: Option<u8>,
 }
@@ -81,6 +83,7 @@ impl<'m> VirtualCpu<'m> {
             region: Some(region),
             cpu: None,
             kicked: false,
+            in_flight: None,
             injects: None,
         }
     }
