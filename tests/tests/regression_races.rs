@@ -1,6 +1,8 @@
 //! Races with INIT, each brought about on purpose: an inbox that lets something happen in the middle
 //! of a post or of a discard. The inbox stages vectors as a posted-interrupt descriptor does.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::cell::RefCell;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU8;

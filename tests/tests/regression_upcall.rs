@@ -1,5 +1,7 @@
 //! Named scenarios of upcalls. Each is a mistake that a hypervisor made, or could make.
 
+#![expect(clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::SeqCst;
 

@@ -1,6 +1,8 @@
 //! dekker_mark_vs_enable: a poster on one CPU against a guest on another that enables its APIC with
 //! nobody told. No upcall may be lost, none doubled.
 
+#![expect(clippy::panic, reason = "helpers of tests")]
+
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize};
 
@@ -31,7 +33,7 @@ fn wait_for(value: &AtomicUsize, target: usize) {
     let mut spins = 0u32;
     while value.load(SeqCst) < target {
         spins += 1;
-        if spins % 64 == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
+        if spins.is_multiple_of(64) { std::thread::yield_now() } else { std::hint::spin_loop() }
     }
 }
 
@@ -116,7 +118,7 @@ fn a_storm_of_edges_against_toggles() {
             loop {
                 turn += 1;
                 let finished = done.load(SeqCst) == 2;
-                let on = finished || turn % 5 != 0;
+                let on = finished || !turn.is_multiple_of(5);
                 slot.page().write(Register::Svr, if on { 0x1FF } else { 0xFF });
                 kick.take();
                 let _ = plain.apic.prepare(0, Some(&pending));

@@ -100,7 +100,7 @@ fn zeroes_are_kept_too() {
 #[test]
 fn icr_drops_delivery_status_and_reserved_bits() {
     let mut plain = Plain::enabled(Profile::intel());
-    let _ = plain.store(0x300, 0xFFFF_FFFF & !0x700 | 0x300);
+    let _ = plain.store(0x300, 0xFFFF_FBFF);
     assert_eq!(plain.load(0x300), 0x000C_CBFF);
     let mut plain = Plain::x2apic(Profile::intel(), 1);
     let _ = plain.wrmsr(0x830, 0x1234_5678_0000_1341).unwrap();

@@ -38,7 +38,7 @@ fn matches(target: &Target, destination: Destination, sender: bool) -> bool {
             match target.dfr >> 28 {
                 _ if mda > 0xFF => false,
                 0xF => mda & ldr != 0,
-                0x0 => mda / 16 == ldr / 16 && mda % 16 & ldr % 16 != 0,
+                0x0 => mda / 16 == ldr / 16 && (mda % 16) & (ldr % 16) != 0,
                 _ => false,
             }
         }
@@ -184,13 +184,12 @@ fn lowest_priority_reaches_exactly_one_that_accepts() {
     for count in [1, 2, 3, 64] {
         let (vm, mut vcpus) = vm(Profile::intel(), &ids("dense", count));
         assert_eq!(lowest(&vm, 0x51), [] as [usize; 0], "nobody accepts");
-        for accepting in 0..count as usize {
-            vcpus[accepting].enable();
-            let reached = lowest(&vm, 0x51);
-            assert_eq!(reached, [accepting]);
-            assert_eq!(vcpus[accepting].apic.acknowledge(), 0x51);
-            vcpus[accepting].set(Register::Eoi, 0);
-            vcpus[accepting].set(Register::Svr, 0xFF);
+        for (index, accepting) in vcpus.iter_mut().enumerate() {
+            accepting.enable();
+            assert_eq!(lowest(&vm, 0x51), [index]);
+            assert_eq!(accepting.apic.acknowledge(), 0x51);
+            accepting.set(Register::Eoi, 0);
+            accepting.set(Register::Svr, 0xFF);
         }
         vcpus.iter_mut().for_each(Plain::enable);
         for vector in 16..=255 {
