@@ -50,7 +50,7 @@ pub(super) const CONTRAST: Teller = Teller {
 };
 
 fn svr_written(machine: &VirtualMachine, vcpu: usize) {
-    let enabled = machine.page(vcpu).svr().software_enabled();
+    let enabled = machine.slot(vcpu).page().svr().software_enabled();
     ENABLED[vcpu].store(enabled, Ordering::SeqCst);
     if enabled && machine.pending[vcpu].load(Ordering::SeqCst) != 0 {
         assert(machine, vcpu);
@@ -65,7 +65,7 @@ fn assert(machine: &VirtualMachine, vcpu: usize) {
         return;
     }
     if let Some(vector) = Vector::new(VECTOR[vcpu].load(Ordering::SeqCst)) {
-        machine.post_unasked(vcpu, vector);
+        machine.notify(vcpu, machine.slot(vcpu).post_unasked(vector));
     }
 }
 

@@ -24,7 +24,7 @@ const ILLEGAL_REGISTER: u64 = 1 << 7;
 const SEND_ME: u64 = hypercall::FIRST_FREE;
 
 fn on_call(machine: &VirtualMachine, vcpu: usize, _: u64, vector: u64, _: u64) -> u64 {
-    let receipt = machine.slots[vcpu].request(vector as u8, Trigger::Edge);
+    let receipt = machine.slot(vcpu).request(vector as u8, Trigger::Edge);
     machine.carry_out(vcpu, receipt);
     u64::from(receipt.outcome == Outcome::IllegalVector)
 }

@@ -16,9 +16,14 @@ use crate::vmx::Reason;
 pub(super) const CASES: &[Case] = &[
     Case { name: "level-eoi", cpus: 2, applies: |_| true, run: eoi },
     Case { name: "level-edge-alternating", cpus: 2, applies: |_| true, run: alternating },
-    Case { name: "level-suppressed", cpus: 2, applies: |_| true, run: suppressed },
+    Case { name: "level-suppressed", cpus: 2, applies: has_suppression, run: suppressed },
     Case { name: "level-staged", cpus: 2, applies: |at| at.level.delivers(), run: staged },
 ];
+
+/// An AMD APIC, which emulated ones are on SVM, broadcasts each EOI.
+fn has_suppression(setting: Setting) -> bool {
+    setting.level != Level::Emulated
+}
 
 const LEVEL: u8 = 0x61;
 const EDGE: u8 = 0x92;
@@ -135,7 +140,9 @@ fn staged(setting: Setting) -> Result<(), Failure> {
 
     // A route that is known beforehand: the bit is there when the first interrupt comes.
     let routed = Vector::new(EDGE).ok_or(Failure::Wrong("a vector"))?;
-    stage.slot(0).inbox().set_level_route(routed, true);
+    if let Some(posting) = stage.slot(0).posting() {
+        posting.set_level_route(routed, true);
+    }
     stage.machine.notify(0, Notify::Kick);
     let loaded = stage.machine.guest_exits(0);
     pause(100_000);

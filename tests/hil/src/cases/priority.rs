@@ -36,6 +36,7 @@ fn gating(setting: Setting, way: Way) -> Result<(), Failure> {
     let exits = machine.exits(0).map_or(0, |exits| exits.of(Reason::TprBelowThreshold));
     match way {
         _ if setting.level.delivers() => equal("TPR-below-threshold exits", exits, 0u64),
+        Way::Cr8 if setting.level == Level::Emulated => Ok(()),
         // One for each interrupt that a lower TPR let in; the last write is by the register, which may be emulated.
         Way::Cr8 => {
             let last = u64::from(setting.level > Level::TprShadow);

@@ -130,7 +130,7 @@ fn hygiene(setting: Setting) -> Result<(), Failure> {
     let mut config = Config::new(setting.level, 2);
     config.on_call = |machine: &VirtualMachine, vcpu, _, vector, _| {
         let trigger = vlapic_core::Trigger::Level;
-        machine.carry_out(vcpu, machine.slots[vcpu].request(vector as u8, trigger));
+        machine.carry_out(vcpu, machine.slot(vcpu).request(vector as u8, trigger));
         0
     };
     let stage = Stage::with_first_here(config)?;

@@ -66,8 +66,14 @@ pub(super) struct Teller {
 const DRIVER: Teller = Teller {
     name: "driver",
     starts: |machine| machine.upcalls.store(true, Ordering::Relaxed),
-    registers: VirtualMachine::register_upcall,
-    notifies: VirtualMachine::notify_upcall,
+    registers: |machine, vcpu, vector| {
+        if let Ok(notify) = machine.slot(vcpu).register_upcall(vector, &machine.pending[vcpu]) {
+            machine.notify(vcpu, notify);
+        }
+    },
+    notifies: |machine, vcpu| {
+        machine.notify(vcpu, machine.slot(vcpu).notify_upcall(&machine.pending[vcpu]));
+    },
     on_exit: |_, _, _, _| {},
     on_svm_exit: |_, _, _, _| {},
 };
@@ -200,7 +206,7 @@ fn run(
     machine.set_program(0, upcall_guest::controls, argument);
     machine.start_on(1, 1);
     // What is sent before its RESET is lost.
-    while !machine.is_present(1) && !smp::is_idle(1) {
+    while !machine.slot(1).present() && !smp::is_idle(1) {
         core::hint::spin_loop();
     }
     let first = machine.run_here(0);

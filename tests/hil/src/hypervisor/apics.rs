@@ -1,8 +1,11 @@
 //! The local APICs of a VM. Where their accepted vectors wait depends on how the vCPUs are run.
 
+use core::sync::atomic::AtomicU8;
+
 use apicv::{HostMode, PostedDescriptor, Posting};
 use vlapic_core::{
-    ApicPage, DirectInbox, Inbox, Message, Notify, Outcome, Slot, Trigger, Vector, Vm,
+    ApicPage, DirectInbox, IllegalUpcallVector, Inbox, Message, Notify, Outcome, Pin, Receipt,
+    Slot, Trigger, Vector, Vm,
 };
 
 use super::vm::{Config, VECTORS, VirtualMachine};
@@ -87,23 +90,91 @@ impl<I: Inbox> Group<I> {
     }
 }
 
-/// Does the same with the slot of a vCPU, whatever its inbox.
-macro_rules! with_slot {
-    ($machine:expr, $vcpu:expr, $slot:ident => $body:expr) => {
-        match &$machine.apics {
-            Apics::Posted(Group { slots, .. }) => {
-                let $slot = &slots[$vcpu];
-                $body
-            }
-            Apics::Direct(Group { slots, .. }) => {
-                let $slot = &slots[$vcpu];
-                $body
-            }
+/// What any CPU may touch of one vCPU's APIC, whatever its inbox.
+#[derive(Clone, Copy)]
+pub(crate) enum AnySlot {
+    Posted(&'static Slot<'static, Posting<'static>>),
+    Direct(&'static Slot<'static, DirectInbox>),
+}
+
+/// Asks the same of the slot inside.
+macro_rules! either {
+    ($this:expr, $slot:ident => $body:expr) => {
+        match $this {
+            AnySlot::Posted($slot) => $body,
+            AnySlot::Direct($slot) => $body,
         }
     };
 }
 
+impl AnySlot {
+    /// The APIC page.
+    pub(crate) fn page(self) -> &'static ApicPage {
+        either!(self, slot => slot.page())
+    }
+
+    /// As [`Slot::present`]: after RESET it receives messages.
+    pub(crate) fn present(self) -> bool {
+        either!(self, slot => slot.present())
+    }
+
+    /// As [`Slot::accepts`].
+    pub(crate) fn accepts(self) -> bool {
+        either!(self, slot => slot.accepts())
+    }
+
+    /// As [`Slot::online`].
+    pub(crate) fn online(self) -> bool {
+        either!(self, slot => slot.online())
+    }
+
+    /// As [`Slot::request`].
+    pub(crate) fn request(self, vector: u8, trigger: Trigger) -> Receipt {
+        either!(self, slot => slot.request(vector, trigger))
+    }
+
+    /// As [`Slot::set_lint`].
+    pub(crate) fn set_lint(self, pin: Pin, asserted: bool) -> Notify {
+        either!(self, slot => slot.set_lint(pin, asserted))
+    }
+
+    /// As [`Slot::register_upcall`].
+    pub(crate) fn register_upcall(
+        self,
+        vector: u8,
+        pending: &AtomicU8,
+    ) -> Result<Notify, IllegalUpcallVector> {
+        either!(self, slot => slot.register_upcall(vector, pending))
+    }
+
+    /// As [`Slot::notify_upcall`].
+    pub(crate) fn notify_upcall(self, pending: &AtomicU8) -> Notify {
+        either!(self, slot => slot.notify_upcall(pending))
+    }
+
+    /// Puts an edge-triggered vector into the inbox, without asking the APIC.
+    pub(crate) fn post_unasked(self, vector: Vector) -> Notify {
+        either!(self, slot => slot.inbox().post(slot.page(), vector, Trigger::Edge))
+    }
+
+    /// The inbox of a VM under `apicv`.
+    pub(crate) fn posting(self) -> Option<&'static Posting<'static>> {
+        match self {
+            Self::Posted(slot) => Some(slot.inbox()),
+            Self::Direct(_) => None,
+        }
+    }
+}
+
 impl VirtualMachine {
+    /// The slot of a vCPU.
+    pub(crate) fn slot(&self, vcpu: usize) -> AnySlot {
+        match &self.apics {
+            Apics::Posted(group) => AnySlot::Posted(&group.slots[vcpu]),
+            Apics::Direct(group) => AnySlot::Direct(&group.slots[vcpu]),
+        }
+    }
+
     /// Sends `message` for vCPU `sender`, or for a device.
     pub(crate) fn send(&self, message: &Message, sender: Option<usize>) -> usize {
         let tell = |index, notify| self.notify(index, notify);
@@ -111,38 +182,5 @@ impl VirtualMachine {
             Apics::Posted(group) => group.send(message, sender, tell),
             Apics::Direct(group) => group.send(message, sender, tell),
         }
-    }
-
-    /// The APIC page of a vCPU.
-    pub(crate) fn page(&self, vcpu: usize) -> &'static ApicPage {
-        with_slot!(self, vcpu, slot => slot.page())
-    }
-
-    /// Whether a vCPU's APIC has had its RESET: from then on it receives messages.
-    pub(crate) fn is_present(&self, vcpu: usize) -> bool {
-        with_slot!(self, vcpu, slot => slot.present())
-    }
-
-    /// Registers the vector of a vCPU's upcalls. One that is illegal changes nothing.
-    pub(crate) fn register_upcall(&self, vcpu: usize, vector: u8) {
-        let pending = &self.pending[vcpu];
-        let registered = with_slot!(self, vcpu, slot => slot.register_upcall(vector, pending));
-        if let Ok(notify) = registered {
-            self.notify(vcpu, notify);
-        }
-    }
-
-    /// An event for a vCPU: an upcall follows if none was pending.
-    pub(crate) fn notify_upcall(&self, vcpu: usize) {
-        let pending = &self.pending[vcpu];
-        self.notify(vcpu, with_slot!(self, vcpu, slot => slot.notify_upcall(pending)));
-    }
-
-    /// Puts an edge-triggered vector into the inbox of a vCPU, without asking its APIC.
-    pub(crate) fn post_unasked(&self, vcpu: usize, vector: Vector) {
-        let notify = with_slot!(self, vcpu, slot => {
-            slot.inbox().post(slot.page(), vector, Trigger::Edge)
-        });
-        self.notify(vcpu, notify);
     }
 }

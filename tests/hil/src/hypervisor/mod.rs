@@ -26,6 +26,7 @@ mod svm;
 pub(crate) mod vcpu;
 pub(crate) mod vm;
 
+pub(crate) use apics::AnySlot;
 pub(crate) use level::Level;
 pub(crate) use vm::{Config, VirtualMachine};
 
