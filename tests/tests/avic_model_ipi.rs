@@ -290,11 +290,18 @@ fn entries_at_the_end_of_the_first_page() {
         }
         assert_eq!(requested(&storage), reached);
     }
+    // Neither a broadcast nor a logical ID leads to the reserved entry, even if the index allows it.
     let storage = Storage::new(257);
-    let mut broadcast = rig(&storage, false, Knobs::default());
+    let mut reserved = Rig::new(&storage, 1, Knobs::default());
+    let mut vmcb = reserved.vmcb(0);
+    vmcb.set64(field::PHYSICAL_TABLE, Storage::PHYSICAL | 255);
+    reserved.try_enter(0, vmcb).unwrap();
     running_everywhere(&storage);
-    assert_eq!(send(&mut broadcast, OTHERS | FIXED, 0).1, Outcome::Done);
+    assert_eq!(send(&mut reserved, OTHERS | FIXED, 0).1, Outcome::Done);
     assert_eq!(requested(&storage), (1..=254).collect::<Vec<_>>());
+    storage.set_logical(0, VALID | 255);
+    let (icr, outcome) = send(&mut reserved, LOGICAL | FIXED, 1);
+    assert_eq!(outcome, incomplete(icr, 2, 255));
 }
 
 #[test]
@@ -360,12 +367,14 @@ fn logical_destinations_that_have_no_entry() {
     storage.set_logical(0, VALID | 9);
     let (icr, outcome) = send(&mut nowhere, LOGICAL | FIXED, 1);
     assert_eq!(outcome, incomplete(icr, 2, 9));
-    // Cluster 15.
+    // Cluster 15, even where its entries would be.
     let storage = Storage::new(4);
     let mut last_cluster = rig(&storage, false, Knobs::default());
     storage.vcpu(0).set_word(0xe0, CLUSTER);
+    (60..64).for_each(|entry| storage.set_logical(entry, VALID | 1));
     let (_, outcome) = send(&mut last_cluster, LOGICAL | FIXED, 0xf1);
     assert_eq!(outcome.exit().unwrap().info_2 >> 32, 2);
+    assert_eq!(requested(&storage), []);
 }
 
 #[test]
