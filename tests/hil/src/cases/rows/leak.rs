@@ -150,17 +150,20 @@ fn unintercepted(setting: Setting) -> Result<(), Failure> {
     equal("physical interrupts from the guest", sent, u64::from(x2apic))
 }
 
-/// [`unintercepted`] where the host's APIC is in x2APIC mode: on the last CPU, which `machine-x2apic` has left so.
-pub(super) fn unintercepted_x2apic() -> Outcome {
+/// [`leak`] and [`unintercepted`] where the host's APIC is in x2APIC mode: on the last CPU, which `machine-x2apic` has left so.
+pub(super) fn host_x2apic() -> Outcome {
     static RESULT: Mutex<Option<Result<(), Failure>>> = Mutex::new(None);
     let cpu = smp::cpu_count() - 1;
     if cpu == 0 {
         return Outcome::Skip("one CPU");
     }
     smp::run_on(cpu, |_| {
-        let setting = Setting { level: Level::RegisterVirtualization, mode: Mode::X2Apic };
+        let at = |level| Setting { level, mode: Mode::X2Apic };
         *RESULT.lock() = Some(match physical::mode() {
-            physical::Mode::X2Apic => unintercepted(setting),
+            physical::Mode::X2Apic => Level::ALL
+                .into_iter()
+                .try_for_each(|level| leak(at(level)))
+                .and_then(|()| unintercepted(at(Level::RegisterVirtualization))),
             _ => Err(Failure::Skip("no CPU with its APIC in x2APIC mode")),
         });
     });
