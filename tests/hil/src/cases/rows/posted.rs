@@ -12,6 +12,8 @@ use crate::guest::{Eoi, cpu, hypercall};
 use crate::hypervisor::Level;
 use crate::hypervisor::vm::VECTORS;
 use crate::machine::{apic as physical, interrupts as host, smp};
+use crate::vmx::Reason;
+use crate::vmx::interrupt::Activity;
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "rows-posted-running", cpus: 2, applies, run: |at| remote::run(at, running, JOB) },
@@ -114,15 +116,22 @@ fn masked(probe: &Probe) -> Result<(), Failure> {
 }
 
 const LET_HALT: u64 = probe::FREE;
+/// In turns of the guest, on machines where they end.
+const LONGEST_HALT: u64 = 20;
 
 /// It ends the guest's HLT, where HLT does not exit.
 fn halted(setting: Setting) -> Result<(), Failure> {
     let mut config = remote::config(setting);
     config.at_exit = |machine, vcpu, exit, current| {
         remote::watch(machine, vcpu, exit, current);
-        if probe::called(exit, current) == Some(LET_HALT) {
-            let _ = current.set_hlt_exiting(false);
-        }
+        let _ = match exit.reason {
+            // Nothing has come for so long that nothing will.
+            Reason::PreemptionTimer if remote::turns() > LONGEST_HALT => {
+                current.set_activity(Activity::Active)
+            }
+            _ if probe::called(exit, current) == Some(LET_HALT) => current.set_hlt_exiting(false),
+            _ => Ok(()),
+        };
     };
     remote::run_with(config, setting, halt, JOB)
 }
