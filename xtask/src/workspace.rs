@@ -53,6 +53,11 @@ impl Workspace {
         self.hil().join("runs")
     }
 
+    /// Where the crates are packaged.
+    pub(crate) fn packages(&self) -> PathBuf {
+        self.target.join("packages")
+    }
+
     /// What the stages of `cargo xtask test` printed.
     pub(crate) fn logs(&self) -> PathBuf {
         self.target.join("xtask-logs")

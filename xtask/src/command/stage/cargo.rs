@@ -69,9 +69,16 @@ pub(super) fn bare_target(context: &Context) -> Result<Outcome> {
 }
 
 pub(super) fn package(context: &Context) -> Result<Outcome> {
-    // All at once: cargo then resolves them among each other though none is on the registry yet.
-    let mut command = context.workspace.cargo(&["package", "--allow-dirty"]);
-    check(context, "package", packages(&mut command))
+    // All at once: cargo then resolves them among each other though none is on the registry yet. In a
+    // folder of its own each time: cargo keeps what it unpacks by the folder's name and the crates'
+    // version, and would verify today's crates against yesterday's.
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+    let folder = context.workspace.packages().join(since.as_millis().to_string());
+    let mut command = context.workspace.cargo(&["package", "--allow-dirty", "--target-dir"]);
+    let outcome = check(context, "package", packages(command.arg(&folder)));
+    // Only space is lost if it stays.
+    let _ = std::fs::remove_dir_all(&folder);
+    outcome
 }
 
 fn packages(command: &mut Command) -> &mut Command {
