@@ -123,6 +123,10 @@ impl Vcpu<'_> {
         if register == Register::Eoi {
             return ExitOutcome::Done(self.end_level_triggered(access.ended));
         }
+        if register == Register::RemoteRead {
+            // It is read-only; the processor has stored to it all the same.
+            self.slot().page().write(register, 0);
+        }
         match Handling::of_write(register, extended_lvt) {
             Handling::Trap | Handling::Accelerated => {
                 ExitOutcome::Done(self.apic.after_write(register, now))

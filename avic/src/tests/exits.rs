@@ -226,3 +226,12 @@ fn nonsense_is_survived() {
         assert!(rig.vcpus[0].apic().processor_priority() as u32 == page.read(Register::Ppr));
     }
 }
+
+#[test]
+fn remote_read_stays_read_only() {
+    let mut rig = rig();
+    rig.page(0).write(Register::RemoteRead, 0x1234);
+    let outcome = rig.exit(0, ACCESS, WRITE | 0x0C0, 0);
+    assert_eq!(outcome, ExitOutcome::Done(Effect::None));
+    assert_eq!(rig.page(0).read(Register::RemoteRead), 0);
+}
