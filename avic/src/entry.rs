@@ -76,9 +76,9 @@ impl Vcpu<'_> {
     #[cold]
     fn addressing_changed(&mut self, addressing: Addressing) {
         let changed = addressing != self.addressing;
+        self.addressing = addressing;
+        self.set_valid();
         if changed {
-            self.addressing = addressing;
-            self.set_valid();
             if let Some(id) = self.logical_target() {
                 self.shared.logical().withdraw(id);
             }
@@ -94,7 +94,7 @@ impl Vcpu<'_> {
     /// The entry in the physical table is valid while the APIC accepts interrupts: hardware does not
     /// ask SVR. Without it a directed IPI exits at its sender and is emulated, which asks, and a
     /// broadcast passes the vCPU by, as it should. Where the guest may enable its APIC unseen, a
-    /// broadcast would be lost, so the entry is always valid there.
+    /// broadcast would be lost, so the entry is always valid there, as it is before the first look.
     pub(crate) fn set_valid(&self) {
         let accepts = self.addressing != Addressing::None;
         let unseen = self.svr_writes != SvrWrites::Exit;

@@ -103,12 +103,12 @@ impl<'t> PhysicalTable<'t> {
         PhysicalEntry::from_bits(word)
     }
 
-    /// Gives `id` its backing page, in an entry that is not valid yet. `false` if there is no place
+    /// Gives `id` its backing page, in a valid entry that does not run. `false` if there is no place
     /// for it.
     pub(crate) fn insert(&self, id: u32, backing_page: PhysAddr) -> Result<bool, TableError> {
         let target = PhysicalTarget { backing_page, host_apic_id: 0, running: false };
         let entry = target.encode().map_err(TableError::Encode)?;
-        Ok(self.store(id, entry.with_valid(false)))
+        Ok(self.store(id, entry))
     }
 
     /// Owner: hardware may deliver to the vCPU from now on, or no longer.
@@ -170,9 +170,9 @@ mod tests {
             let page = PhysAddr::new(0x1000 * (1 + u64::from(id)));
             assert_eq!(table.insert(id, page), Ok(true));
             let word = &storage[id as usize / 512].words()[id as usize % 512];
-            assert_eq!(word.load(Ordering::SeqCst), page.as_u64());
-            table.set_valid(id, true);
             assert_eq!(word.load(Ordering::SeqCst), 1 << 63 | page.as_u64());
+            table.set_valid(id, false);
+            assert_eq!(word.load(Ordering::SeqCst), page.as_u64());
         }
         assert_eq!(table.insert(4096, PhysAddr::new(0)), Ok(false));
         assert_eq!(table.entry(4096), PhysicalEntry::INVALID);
@@ -187,6 +187,7 @@ mod tests {
         let table = PhysicalTable::new(&storage[..], &VirtualIsPhysical).unwrap();
         let page = PhysAddr::new(0x12_3456_7000);
         assert_eq!(table.insert(3, page), Ok(true));
+        table.set_valid(3, false);
         assert!(table.run(3, 0x1A5));
         assert_eq!(table.entry(3).decode(), None, "not valid yet");
         table.set_valid(3, true);

@@ -42,8 +42,8 @@ pub struct Storage<'s> {
 impl<'s> Shared<'s> {
     /// Fills the tables for the vCPUs of `vm`.
     ///
-    /// Each vCPU whose ID there is room for gets its place. Its entry becomes valid when its APIC
-    /// first accepts interrupts. Do this once, before a vCPU runs.
+    /// Each vCPU whose ID there is room for has a valid entry from now on. Do this once, before a
+    /// vCPU runs.
     ///
     /// # Errors
     /// [`TableError`] if storage or APIC pages are not where hardware could use them.

@@ -160,6 +160,12 @@ impl<'s> Vcpu<'s> {
         grant
     }
 
+    /// The page or IA32_APIC_BASE was replaced from outside (a restored state): has the tables follow.
+    /// Call it before another vCPU of the VM runs; before this one's own entries it is not needed.
+    pub fn state_replaced(&mut self) {
+        self.look_at_addressing();
+    }
+
     /// Pends an NMI in the VMCB, to be delivered when the guest can take it. `false`: virtual NMIs
     /// were not granted; inject it.
     #[must_use]
