@@ -8,6 +8,7 @@ pub mod model;
 pub mod oracle;
 pub mod plain;
 pub mod reference;
+pub mod schedule;
 pub mod steps;
 
 /// The code in the documents is tested here, where all crates are at hand.

@@ -85,7 +85,7 @@ impl Guest<'_> {
         let is_broadcast = shorthand >= 2 || self.is_broadcast(destination, logical);
         let knobs = &self.around.knobs;
         let candidates = match (is_broadcast, logical) {
-            (true, _) => (0..=self.last_index()).map(Candidate::Physical).collect(),
+            (true, _) => (0..=self.controls.max_index).map(Candidate::Physical).collect(),
             (false, false) => VecDeque::from([Candidate::Physical(destination)]),
             (false, true) => match self.logical_candidates(destination) {
                 Some(candidates) => candidates,
@@ -136,14 +136,6 @@ impl Guest<'_> {
             (Mode::X2Avic, true) => all_ones && destination >> 16 == 0xffff,
             (_, false) => destination == 0xff,
             (_, true) => false,
-        }
-    }
-
-    /// The last entry that a broadcast looks at.
-    fn last_index(&self) -> u32 {
-        match self.controls.mode {
-            Mode::X2Avic => self.controls.max_index,
-            _ => self.controls.max_index.min(254),
         }
     }
 

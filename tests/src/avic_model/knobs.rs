@@ -3,7 +3,7 @@
 /// How the model behaves where real processors may differ.
 ///
 /// The default is the reading that the available evidence supports best. A driver should be right under every setting;
-/// those marked *lossy* take something away that no driver can give back without a work-around.
+/// those marked *lossy* let the guest see something wrong that no driver can mend without a work-around.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Knobs {
     /// A write to the spurious-interrupt register is stored in the page and nothing else happens. No processor does
@@ -46,7 +46,8 @@ pub struct Knobs {
     pub broadcast_lookups_come_first: bool,
     /// x2AVIC: destination FFFFFFFF, and logical cluster FFFF, is a broadcast. Otherwise it is an invalid target.
     pub x2avic_broadcasts_all_ones: bool,
-    /// "All excluding self" leaves the sender out. Otherwise the sender is among the targets.
+    /// "All excluding self" leaves the sender out. Otherwise the sender is among the targets (*lossy*: it gets an
+    /// interrupt that it did not send to itself).
     pub others_excludes_self: bool,
     /// x2AVIC: table entry 255 is as any other. Otherwise a directed IPI to it finds no target.
     pub x2avic_uses_entry_255: bool,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::model::{Memory, PhysicalBus};
+use crate::schedule::Schedule;
 
 use super::capability::Capability;
 use super::core::Core;
@@ -11,7 +12,6 @@ use super::exit::Outcome;
 use super::iommu::Iommu;
 use super::knobs::Knobs;
 use super::nested::NestedPages;
-use super::schedule::Schedule;
 
 /// Cores that share memory, doorbells and physical interrupts, and an IOMMU.
 ///

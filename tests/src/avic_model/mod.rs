@@ -50,8 +50,8 @@ mod nested;
 mod operation;
 mod page;
 mod priority;
+mod readings;
 pub mod rig;
-mod schedule;
 mod tables;
 mod vmcb;
 
@@ -66,5 +66,5 @@ pub use self::knobs::{CleanGroup, Knobs, TprAtVmrun};
 pub use self::machine::{Event, Machine};
 pub use self::nested::{Mapping, NestedPages};
 pub use self::operation::GuestOp;
-pub use self::schedule::Schedule;
 pub use self::vmcb::{Vmcb, control, field, intercept};
+pub use crate::schedule::Schedule;

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::schedule::Schedule;
+
 use super::bus::PhysicalBus;
 use super::capability::Capability;
 use super::core::Core;
@@ -19,7 +21,7 @@ pub struct Machine<'m> {
     pub cores: Vec<Core<'m>>,
     memory: Arc<Memory<'m>>,
     bus: Arc<PhysicalBus>,
-    random: u64,
+    schedule: Schedule,
 }
 
 impl<'m> Machine<'m> {
@@ -33,7 +35,7 @@ impl<'m> Machine<'m> {
     ) -> Self {
         let bus = Arc::new(PhysicalBus::new());
         let core = |id| Core::new(id, memory.clone(), bus.clone(), capability, knobs);
-        Machine { cores: (0..count).map(core).collect(), memory, bus, random: seed }
+        Machine { cores: (0..count).map(core).collect(), memory, bus, schedule: Schedule::new(seed) }
     }
 
     /// The memory that all cores share.
@@ -48,13 +50,7 @@ impl<'m> Machine<'m> {
 
     /// The next number of the schedule, below `bound`.
     pub fn pick(&mut self, bound: usize) -> usize {
-        assert_ne!(bound, 0, "nothing to pick from");
-        // SplitMix64.
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ mixed >> 31) % bound as u64) as usize
+        self.schedule.pick(bound)
     }
 
     /// Lets one interrupt in flight, chosen by the schedule, reach its core. Returns the core's index and what it did.
