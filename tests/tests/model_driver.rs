@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::SeqCst};
 
 use apicv::{
-    Addresses, Capabilities, EntryInput, Exit, Feature, HostMode, MsrBitmap, NotificationVectors,
-    Outcome as Handled, PostedDescriptor, Posting, SvrWrites, Vcpu, Wanted,
+    Addresses, Capabilities, Exit, Feature, HostMode, MsrBitmap, NotificationVectors,
+    PostedDescriptor, Posting, Vcpu, Wanted,
 };
 use vlapic_core::{
-    ApicPage, DirectInbox, Effect, Fault, Inbox, LocalApic, Notify, Profile, Slot, Trigger, Vm,
-    Width,
+    ApicPage, DirectInbox, Effect, EntryInput, ExitOutcome as Handled, Fault, Inbox, LocalApic,
+    Notify, Profile, Slot, SvrWrites, Trigger, Vm, Width,
 };
 use vlapic_hal::PhysAddr;
 use vlapic_tests::model::{
