@@ -81,11 +81,11 @@ impl Ground {
                 .map(|(id, page)| Slot::new(page, id as u32, profile, Backing::new()))
                 .collect(),
         );
-        let vm = Vm::new(slots).unwrap();
+        let vm = Vm::new(slots).expect("set up right");
         let routes: &'static [Route<'static>] = Vec::leak(irtes.iter().map(Route::new).collect());
         let storage = Storage { physical, logical, routes };
         let shared: &'static Shared<'static> =
-            Box::leak(Box::new(Shared::new(vm, storage, &*memory).unwrap()));
+            Box::leak(Box::new(Shared::new(vm, storage, &*memory).expect("set up right")));
         for (index, irte) in irtes.iter().enumerate() {
             let target = GuestTarget {
                 vector: POSTED,
@@ -96,7 +96,7 @@ impl Ground {
                 tag: index as u32,
                 suppress_page_faults: false,
             };
-            irte.store_disabled(target.encode().unwrap());
+            irte.store_disabled(target.encode().expect("set up right"));
             assert!(routes[index].attach(shared, index));
         }
         let window: &'static Window = Box::leak(Box::new(Window::new()));
@@ -189,7 +189,7 @@ impl Storm {
             ground,
         };
         for index in 0..setup.vcpus {
-            let mut vcpu = Vcpu::new(storm.ground.shared, index, true).unwrap();
+            let mut vcpu = Vcpu::new(storm.ground.shared, index, true).expect("set up right");
             let mut vmcb = Vmcb::new(0x4000_0000 + 0x1000 * index as u64);
             let intercepts =
                 intercept::INTR | intercept::NMI | intercept::MSR_PROT | intercept::HLT;
@@ -314,7 +314,7 @@ impl Storm {
     fn enter(&mut self, core: usize, vcpu: usize) {
         self.cores[core] = Some((vcpu, GuestOp::Iret));
         while self.machine.cores[core].host_interrupt().is_some() {}
-        let mut vmcb = self.vmcbs[vcpu].take().unwrap();
+        let mut vmcb = self.vmcbs[vcpu].take().expect("set up right");
         loop {
             let result = self.vcpus[vcpu].before_entry(&mut View(&mut vmcb), Self::input(core));
             match result {
@@ -327,7 +327,7 @@ impl Storm {
                     self.machine.cores.iter_mut().for_each(|core| core.flush_tlb(None));
                     self.ground.window.unmapped();
                 }
-                Err(error) => panic!("{error}"),
+                Err(error) => unreachable!("{error}"),
             }
         }
         self.faces[Face::of(&View(&mut vmcb)) as usize] += 1;
@@ -337,7 +337,7 @@ impl Storm {
                     self.take(vcpu, injected.vector);
                 }
             }
-            Err(violations) => panic!("{violations:?}"),
+            Err(violations) => unreachable!("{violations:?}"),
         }
     }
 
@@ -348,7 +348,7 @@ impl Storm {
     }
 
     fn begin(&mut self, core: usize, op: GuestOp) {
-        self.cores[core].as_mut().unwrap().1 = op;
+        self.cores[core].as_mut().expect("set up right").1 = op;
         self.machine.cores[core].begin(op);
     }
 
@@ -366,7 +366,7 @@ impl Storm {
             Outcome::Delivered(vector) => return self.take(vcpu, vector),
             Outcome::Nothing => {}
             Outcome::Exit(_) => return self.handle_exits(),
-            other => panic!("{other:?}"),
+            other => unreachable!("{other:?}"),
         }
         if !self.in_service[vcpu].is_empty() {
             if self.pick(3) == 0 {
@@ -478,14 +478,16 @@ impl Storm {
         match notify {
             Notify::None => {}
             Notify::Doorbell { destination } => {
-                self.machine.cores[0].write_msr(DOORBELL_MSR, destination.into()).unwrap();
+                self.machine.cores[0]
+                    .write_msr(DOORBELL_MSR, destination.into())
+                    .expect("set up right");
             }
             Notify::Wake | Notify::Kick => match self.states[vcpu] {
                 State::Blocked => self.states[vcpu] = State::Runnable,
                 State::On(core) => self.machine.cores[core].physical_interrupt(KICK),
                 State::Runnable => {}
             },
-            other => panic!("{other:?}"),
+            other => unreachable!("{other:?}"),
         }
     }
 
@@ -493,7 +495,7 @@ impl Storm {
         let mut log = GaLog::new(self.ground.log);
         let tags: Vec<_> = log.drain(&mut Registers(&mut self.machine)).collect();
         for entry in tags {
-            let vcpu = entry.tag().unwrap() as usize;
+            let vcpu = entry.tag().expect("set up right") as usize;
             let notify = vlapic_core::Inbox::announce(self.ground.vm.slots()[vcpu].inbox());
             self.tell(vcpu, notify);
         }
@@ -511,15 +513,15 @@ impl Storm {
     }
 
     fn handle_exit(&mut self, core: usize, vcpu: usize, op: GuestOp) {
-        let mut vmcb = self.machine.cores[core].take_vmcb().unwrap();
+        let mut vmcb = self.machine.cores[core].take_vmcb().expect("set up right");
         let exit = Exit::of(&View(&mut vmcb));
         let outcome = self.vcpus[vcpu].after_exit(&mut View(&mut vmcb), exit, 0);
         self.vmcbs[vcpu] = Some(vmcb);
         match outcome {
             ExitOutcome::Done(effect) => self.carry_out(vcpu, effect),
             ExitOutcome::NotOurs => return self.other_exit(core, vcpu, op, exit),
-            ExitOutcome::Decode(_) | ExitOutcome::Msr { .. } => panic!("{exit:x?} of {op:?}"),
-            other => panic!("{other:?}"),
+            ExitOutcome::Decode(_) | ExitOutcome::Msr { .. } => unreachable!("{exit:x?} of {op:?}"),
+            other => unreachable!("{other:?}"),
         }
         self.enter(core, vcpu);
     }
@@ -545,8 +547,12 @@ impl Storm {
                 }
                 Effect::None
             }
-            (code::CR8_WRITE, GuestOp::WriteCr8 { value }) => apic.write_cr8(value, 0).unwrap(),
-            (code::MSR, GuestOp::Wrmsr { msr, value }) => apic.write_msr(msr, value, 0).unwrap(),
+            (code::CR8_WRITE, GuestOp::WriteCr8 { value }) => {
+                apic.write_cr8(value, 0).expect("set up right")
+            }
+            (code::MSR, GuestOp::Wrmsr { msr, value }) => {
+                apic.write_msr(msr, value, 0).expect("set up right")
+            }
             (code::NESTED_PAGE_FAULT, GuestOp::Write { address, value, .. }) => {
                 if self.ground.window.map() {
                     let mapping = Mapping { page: 0x10_0000, writable: true };
@@ -555,7 +561,7 @@ impl Storm {
                 let apic = self.vcpus[vcpu].apic_mut();
                 apic.write_mmio((address - APIC) as u16, Width::Dword, value, 0)
             }
-            _ => panic!("{exit:x?} of {op:?}"),
+            _ => unreachable!("{exit:x?} of {op:?}"),
         };
         self.carry_out(vcpu, effect);
         self.enter(core, vcpu);
@@ -570,7 +576,7 @@ impl Storm {
                 assert_eq!(vector.get(), DEVICE);
                 assert!(std::mem::take(&mut self.level[vcpu]), "one EOI a level interrupt");
             }
-            other => panic!("{other:?}"),
+            other => unreachable!("{other:?}"),
         }
     }
 
