@@ -1,7 +1,7 @@
 //! Posted interrupts (SDM Vol. 3C 29.6): what a notification does to a vCPU that runs, that does not take interrupts, that
 //! halts, and that is out of guest mode.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use vlapic_core::Vector;
 
@@ -117,7 +117,9 @@ fn masked(probe: &Probe) -> Result<(), Failure> {
 
 const LET_HALT: u64 = probe::FREE;
 /// In turns of the guest, on machines where they end.
-const LONGEST_HALT: u64 = 20;
+const LONGEST_HALT: u64 = 3;
+static BEFORE_HALT: AtomicU64 = AtomicU64::new(0);
+static HELPED: AtomicBool = AtomicBool::new(false);
 
 /// It ends the guest's HLT, where HLT does not exit.
 fn halted(setting: Setting) -> Result<(), Failure> {
@@ -126,7 +128,10 @@ fn halted(setting: Setting) -> Result<(), Failure> {
         remote::watch(machine, vcpu, exit, current);
         let _ = match exit.reason {
             // Nothing has come for so long that nothing will.
-            Reason::PreemptionTimer if remote::turns() > LONGEST_HALT => {
+            Reason::PreemptionTimer
+                if remote::turns() > BEFORE_HALT.load(Ordering::Relaxed) + LONGEST_HALT =>
+            {
+                HELPED.store(true, Ordering::Relaxed);
                 current.set_activity(Activity::Active)
             }
             _ if probe::called(exit, current) == Some(LET_HALT) => current.set_hlt_exiting(false),
@@ -137,6 +142,7 @@ fn halted(setting: Setting) -> Result<(), Failure> {
 }
 
 fn halt(probe: &Probe) -> Result<(), Failure> {
+    HELPED.store(false, Ordering::Relaxed);
     hypercall::call(LET_HALT, 0, 0);
     for round in 1..=5u32 {
         probe.at(round);
@@ -145,8 +151,10 @@ fn halt(probe: &Probe) -> Result<(), Failure> {
         hypercall::phase(0);
         cpu::interrupts_off();
         record::clear();
+        BEFORE_HALT.store(remote::turns(), Ordering::Relaxed);
         ask(POST_LATER);
         halt_open();
+        check(!HELPED.load(Ordering::Relaxed), "the notification does not end HLT")?;
         if probe.context.count(VECTOR) < round {
             check(probe.has(IRR, VECTOR), "HLT ended with nothing to take")?;
             probe.bug(
