@@ -1,7 +1,7 @@
 //! Posted interrupts (SDM Vol. 3C 29.6): what a notification does to a vCPU that runs, that does not take interrupts, that
 //! halts, and that is out of guest mode.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use vlapic_core::Vector;
 
@@ -39,7 +39,7 @@ const HOST_VECTOR: u8 = 0x47;
 const POST: u64 = 1;
 const POST_SUPPRESSED: u64 = 2;
 const INTERRUPT_HOST: u64 = 3;
-const POST_LATER: u64 = 4;
+const WAKE: u64 = 4;
 
 const JOB: remote::Job = |machine, step| match step {
     POST => remote::post(machine, VECTOR),
@@ -56,7 +56,13 @@ const JOB: remote::Job = |machine, step| match step {
     _ => {
         // Long enough for the guest to be halted.
         crate::cases::stage::pause(20_000);
+        let context = machine.context(0);
+        let before = context.total();
         remote::post(machine, VECTOR);
+        // An exit is all that helps a guest which is not woken.
+        if !remote::wait(|| context.total() != before) {
+            remote::interrupt(HOST_VECTOR);
+        }
     }
 };
 
@@ -116,10 +122,6 @@ fn masked(probe: &Probe) -> Result<(), Failure> {
 }
 
 const LET_HALT: u64 = probe::FREE;
-/// In turns of the guest, on machines where they end.
-const LONGEST_HALT: u64 = 3;
-static BEFORE_HALT: AtomicU64 = AtomicU64::new(0);
-static HELPED: AtomicBool = AtomicBool::new(false);
 
 /// It ends the guest's HLT, where HLT does not exit.
 fn halted(setting: Setting) -> Result<(), Failure> {
@@ -127,13 +129,8 @@ fn halted(setting: Setting) -> Result<(), Failure> {
     config.at_exit = |machine, vcpu, exit, current| {
         remote::watch(machine, vcpu, exit, current);
         let _ = match exit.reason {
-            // Nothing has come for so long that nothing will.
-            Reason::PreemptionTimer
-                if remote::turns() > BEFORE_HALT.load(Ordering::Relaxed) + LONGEST_HALT =>
-            {
-                HELPED.store(true, Ordering::Relaxed);
-                current.set_activity(Activity::Active)
-            }
+            // The other CPU has lost its patience.
+            Reason::ExternalInterrupt => current.set_activity(Activity::Active),
             _ if probe::called(exit, current) == Some(LET_HALT) => current.set_hlt_exiting(false),
             _ => Ok(()),
         };
@@ -142,7 +139,6 @@ fn halted(setting: Setting) -> Result<(), Failure> {
 }
 
 fn halt(probe: &Probe) -> Result<(), Failure> {
-    HELPED.store(false, Ordering::Relaxed);
     hypercall::call(LET_HALT, 0, 0);
     for round in 1..=5u32 {
         probe.at(round);
@@ -151,10 +147,9 @@ fn halt(probe: &Probe) -> Result<(), Failure> {
         hypercall::phase(0);
         cpu::interrupts_off();
         record::clear();
-        BEFORE_HALT.store(remote::turns(), Ordering::Relaxed);
-        ask(POST_LATER);
+        ask(WAKE);
         halt_open();
-        check(!HELPED.load(Ordering::Relaxed), "the notification does not end HLT")?;
+        equal("exits because nothing ended HLT", remote::interrupts(), 0u64)?;
         if probe.context.count(VECTOR) < round {
             check(probe.has(IRR, VECTOR), "HLT ended with nothing to take")?;
             probe.bug(

@@ -71,7 +71,7 @@ pub(super) fn ask(step: u64) {
     ASKED.store(next << 8 | step, Ordering::Release);
 }
 
-/// For guests: waits for something that the other CPU brings about.
+/// Waits for something that the other CPU brings about, for guest and job alike.
 pub(super) fn wait(done: impl FnMut() -> bool) -> bool {
     cpu::wait(3_000_000, done)
 }
