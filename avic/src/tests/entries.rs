@@ -311,6 +311,28 @@ fn a_fresh_vmcb_is_programmed_anew() {
 }
 
 #[test]
+fn memory_without_an_address_makes_no_tables() {
+    use vlapic_core::{ApicPage, Profile, Slot, Vm};
+    use vlapic_hal::fake::VirtualIsPhysical;
+    use vlapic_hal::wrap::{Fault, FaultInjector, When};
+
+    use crate::{Backing, LogicalPage, PhysicalPage, Shared, Storage, TableError};
+
+    let page = std::boxed::Box::new(ApicPage::new());
+    let slots = [Slot::new(&page, 0, Profile::amd(), Backing::new())];
+    let (physical, logical) = ([PhysicalPage::new()], LogicalPage::new());
+    let storage = Storage { physical: &physical, logical: &logical, routes: &[] };
+    // First page of the physical table, the same again, the logical table, the APIC page.
+    for nth in 1..=4 {
+        let translate = FaultInjector::new(VirtualIsPhysical, [(When::Nth(nth), Fault::NoAddress)]);
+        let shared = Shared::new(Vm::new(&slots).unwrap(), storage, &translate);
+        assert_eq!(shared.err(), Some(TableError::NoAddress), "{nth}");
+        assert_eq!(translate.struck(), 1);
+    }
+    assert!(Shared::new(Vm::new(&slots).unwrap(), storage, &VirtualIsPhysical).is_ok());
+}
+
+#[test]
 fn what_is_there_no_vcpu_for() {
     let rig = Options::vcpus(2).build();
     assert!(crate::Vcpu::new(rig.shared, 2, false).is_none());
