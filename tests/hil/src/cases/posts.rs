@@ -26,6 +26,12 @@ pub(super) const CASES: &[Case] = &[
         applies: |_| true,
         run: |at| posts(at, Target::Preempted),
     },
+    Case {
+        name: "posts-migrating",
+        cpus: 3,
+        applies: |at| at.level != Level::Emulated,
+        run: |at| posts(at, Target::Migrating),
+    },
     Case { name: "posts-halted", cpus: 2, applies: |_| true, run: |at| posts(at, Target::Halted) },
 ];
 
@@ -38,6 +44,8 @@ enum Target {
     Preempted,
     /// Halts after each interrupt.
     Halted,
+    /// Runs, now on one CPU, now on another.
+    Migrating,
 }
 
 /// Spread over all words of PIR and over most priority classes; exceptions of the guest are left out.
@@ -86,10 +94,10 @@ extern "C" fn taker(context: &'static Context, argument: u64) -> u64 {
 /// The vCPU's CPU comes here for [`YIELD`].
 fn on_call(machine: &VirtualMachine, vcpu: usize, _: u64, _: u64, _: u64) -> u64 {
     let context = machine.context(vcpu);
-    if context.word(TIMES_AWAY).fetch_add(1, Ordering::Relaxed) & 1 == 0 {
-        if let Some(posting) = machine.slot(vcpu).posting() {
-            posting.preempt();
-        }
+    if context.word(TIMES_AWAY).fetch_add(1, Ordering::Relaxed) & 1 == 0
+        && let Some(posting) = machine.slot(vcpu).posting()
+    {
+        posting.preempt();
     }
     context.word(AWAY).store(1, Ordering::Release);
     while context.word(AWAY).load(Ordering::Acquire) != 0
@@ -128,6 +136,7 @@ fn posts(setting: Setting, target: Target) -> Result<(), Failure> {
         Target::Halted => {
             check(exits > u64::from(sender.total) / 2, "it hardly ever halted")?;
         }
+        Target::Migrating => check(sender.moves > 8, "it hardly ever moved")?,
         _ => {}
     }
     stage.go(0, 1);
@@ -137,7 +146,8 @@ fn posts(setting: Setting, target: Target) -> Result<(), Failure> {
     }
     stage.finish(0)?;
     if setting.level == Level::Posted {
-        log!("{target:?}: {} posts, {} while away, {exits} exits", sender.total, sender.while_away);
+        let Sent { total, while_away, moves, .. } = sender;
+        log!("{target:?}: {total} posts, {while_away} while away, {moves} moves, {exits} exits");
     }
     Ok(())
 }
@@ -145,7 +155,7 @@ fn posts(setting: Setting, target: Target) -> Result<(), Failure> {
 /// Posts `amount` times to vCPU 0, each vector again as soon as its last post was taken.
 fn send(stage: &Stage, amount: u64, target: Target) -> Result<Sent, Failure> {
     let context = stage.context(0);
-    let mut sent = Sent { each: [0; 256], total: 0, while_away: 0 };
+    let mut sent = Sent { each: [0; 256], total: 0, while_away: 0, moves: 0 };
     let mut pass = 0_u64;
     while u64::from(sent.total) < amount {
         let before = sent.total;
@@ -164,6 +174,10 @@ fn send(stage: &Stage, amount: u64, target: Target) -> Result<Sent, Failure> {
         });
         result?;
         check(posted, "a post was lost")?;
+        if target == Target::Migrating && sent.total / 100 != before / 100 {
+            check(stage.migrate(), "it ended while it was moved")?;
+            sent.moves += 1;
+        }
         if target == Target::Halted {
             // So that posts meet it at every point on its way into the halt.
             pause(u64::from(sent.total) * 37 % 1024);
@@ -185,6 +199,7 @@ struct Sent {
     each: [u32; 256],
     total: u32,
     while_away: u32,
+    moves: u32,
 }
 
 impl Sent {
@@ -202,7 +217,7 @@ impl Sent {
             Target::Preempted => {
                 (self.total as usize % 8, 1 + self.total as usize % vectors().count())
             }
-            Target::Running => (0, usize::MAX),
+            Target::Running | Target::Migrating => (0, usize::MAX),
         };
         for vector in vectors().skip(first).take(amount) {
             let posted = &mut self.each[usize::from(vector)];
