@@ -35,7 +35,12 @@ impl<'m> Machine<'m> {
     ) -> Self {
         let bus = Arc::new(PhysicalBus::new());
         let core = |id| Core::new(id, memory.clone(), bus.clone(), capability, knobs);
-        Machine { cores: (0..count).map(core).collect(), memory, bus, schedule: Schedule::new(seed) }
+        Machine {
+            cores: (0..count).map(core).collect(),
+            memory,
+            bus,
+            schedule: Schedule::new(seed),
+        }
     }
 
     /// The memory that all cores share.
