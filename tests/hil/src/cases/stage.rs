@@ -1,6 +1,6 @@
 //! A VM whose vCPUs run on CPUs of their own, while the case's CPU plays the devices.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use vlapic_core::{Address, Delivery, Destination, Message, Outcome, Receipt, Trigger};
 use vlapic_hal::Clock;
@@ -33,7 +33,7 @@ pub(super) struct Stage {
     pub(super) machine: &'static VirtualMachine,
     vcpus: usize,
     /// The CPU of vCPU 0; the others have the CPUs after it.
-    first: usize,
+    first: AtomicUsize,
 }
 
 impl Stage {
@@ -47,12 +47,20 @@ impl Stage {
 
     /// The VM alone: the contexts can be prepared.
     pub(super) fn new(config: Config) -> Result<Self, Failure> {
-        Ok(Self { machine: VirtualMachine::new(config)?, vcpus: config.vcpus, first: 1 })
+        Ok(Self {
+            machine: VirtualMachine::new(config)?,
+            vcpus: config.vcpus,
+            first: AtomicUsize::new(1),
+        })
     }
 
     /// The VM alone, with vCPU 0 on this CPU: [`run_first`](Self::run_first) runs it.
     pub(super) fn with_first_here(config: Config) -> Result<Self, Failure> {
-        Ok(Self { machine: VirtualMachine::new(config)?, vcpus: config.vcpus, first: 0 })
+        Ok(Self {
+            machine: VirtualMachine::new(config)?,
+            vcpus: config.vcpus,
+            first: AtomicUsize::new(0),
+        })
     }
 
     /// Brings the vCPUs up: the first runs `program`, the others wait for INIT and SIPI.
@@ -87,11 +95,22 @@ impl Stage {
     }
 
     fn cpu(&self, index: usize) -> usize {
-        self.first + index
+        self.first.load(Ordering::Relaxed) + index
     }
 
     fn elsewhere(&self, index: usize) -> bool {
         self.cpu(index) != 0
+    }
+
+    /// Moves the only vCPU from CPU 1 to CPU 2, or back. Says whether it still runs.
+    pub(super) fn migrate(&self) -> bool {
+        let from = self.cpu(0);
+        let to = 3 - from;
+        let moved = self.machine.migrate(0, from, to);
+        if moved {
+            self.first.store(to, Ordering::Relaxed);
+        }
+        moved
     }
 
     pub(super) fn has_ended(&self, index: usize) -> bool {

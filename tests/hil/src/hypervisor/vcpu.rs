@@ -17,7 +17,7 @@ use crate::machine::{cpu, interrupts, smp};
 use crate::vmx::interrupt::Event as Injection;
 use crate::vmx::state::Options;
 use crate::vmx::vcpu::Current;
-use crate::vmx::{self, Reason, capability};
+use crate::vmx::{self, Capability, Reason, capability};
 
 /// Bochs defect D2: after an entry with the guest's IF = 0 a physical interrupt neither exits nor is processed as posted
 /// until IF changes. There, no turn that begins with IF = 0 is longer than this many TSC ticks.
@@ -41,27 +41,60 @@ pub(super) enum Next {
     Finish(u64),
 }
 
-/// Runs vCPU `index` of `machine` on this CPU until its program finishes or it is told to stop.
+/// A vCPU that no CPU has loaded.
+pub(super) struct Parked {
+    vcpu: vmx::Vcpu,
+    driver: Vcpu<'static>,
+    program: Option<(Program, u64)>,
+    started: bool,
+}
+
+/// Runs vCPU `index` of `machine` on this CPU until its program finishes, it is told to stop, or it moves: then there is no
+/// result yet.
 pub(super) fn run(
     machine: &'static VirtualMachine,
     index: usize,
     program: Option<(Program, u64)>,
-) -> Result<u64, HypervisorError> {
+) -> Result<Option<u64>, HypervisorError> {
     let processor = capability::enable()?;
+    // Once per machine: what the processor can do.
+    // SAFETY: this runs at CPL 0, and VMX has just been switched on, so the capability MSRs exist.
+    let msrs = unsafe { Msrs::new() };
+    let capabilities = Capabilities::detect(&msrs).map_err(|_| vmx::VmxError::NoVmx)?;
+
+    let moved = machine.take_parked(index);
+    let begins = moved.is_none() && index == 0;
+    let Parked { mut vcpu, driver, program, started } = match moved {
+        Some(parked) => parked,
+        None => make(machine, index, program, processor, &capabilities)?,
+    };
+    let current = vcpu.load()?;
+    machine.set_cpu(index, Some(smp::apic_id(cpu::this_cpu())));
+    let this = Loop { machine, index, driver, current, capabilities, program, started };
+    let (result, driver, started) = this.run(begins);
+    machine.set_cpu(index, None);
+    if matches!(result, Ok(None)) {
+        // Posts need not tell anybody until it runs again.
+        driver.apic().slot().inbox().preempt();
+        machine.park(index, Parked { vcpu, driver, program, started });
+    }
+    result
+}
+
+/// Once per vCPU: an APIC after RESET, and a VMCS programmed for as much help as the level wants.
+fn make(
+    machine: &'static VirtualMachine,
+    index: usize,
+    program: Option<(Program, u64)>,
+    processor: Capability,
+    capabilities: &Capabilities,
+) -> Result<Parked, HypervisorError> {
     let options = Options {
         cr8_exiting: false,
         unrestricted: machine.config.real_mode,
         ..Options::default()
     };
     let mut vcpu = vmx::Vcpu::new(processor, machine.memory_root(), options)?;
-    let mut current = vcpu.load()?;
-
-    // Once per machine: what the processor can do.
-    // SAFETY: this runs at CPL 0, and VMX has just been switched on, so the capability MSRs exist.
-    let msrs = unsafe { Msrs::new() };
-    let capabilities = Capabilities::detect(&msrs).map_err(|_| vmx::VmxError::NoVmx)?;
-
-    // Once per vCPU: an APIC after RESET, and a VMCS programmed for as much help as the level wants.
     let mut driver = Vcpu::new(&machine.slots[index], index == 0);
     driver.set_svr_writes(machine.config.svr_writes);
     for msr in vmx::msr_bitmap::SWITCHED {
@@ -69,28 +102,33 @@ pub(super) fn run(
         vm::msr_bitmap(index).intercept_write(msr, false);
     }
     let wanted = machine.config.level.wanted();
+    let mut current = vcpu.load()?;
     let grant =
-        driver.configure(current.vmcs.hal(), &capabilities, wanted, &vm::addresses(index))?;
+        driver.configure(current.vmcs.hal(), capabilities, wanted, &vm::addresses(index))?;
+    drop(current);
     if !grant.features().contains_all(wanted.features()) {
         return Err(HypervisorError::NotGranted(machine.config.level));
     }
-
-    machine.set_cpu(index, Some(smp::apic_id(cpu::this_cpu())));
-    let mut this = Loop { machine, index, driver, current, capabilities, program, started: false };
-    if index == 0 {
-        this.start(None)?;
-    }
-    let result = this.turns();
-    machine.leave_exits(index, this.current.exits());
-    machine.set_cpu(index, None);
-    result
+    Ok(Parked { vcpu, driver, program, started: false })
 }
 
 impl Loop<'_> {
-    fn turns(&mut self) -> Result<u64, HypervisorError> {
+    /// Runs the vCPU, from its first instruction if it `begins`; then takes it apart.
+    fn run(mut self, begins: bool) -> (Result<Option<u64>, HypervisorError>, Vcpu<'static>, bool) {
+        let begun = if begins { self.start(None) } else { Ok(()) };
+        let result = begun.and_then(|()| self.turns());
+        self.machine.leave_exits(self.index, self.current.exits());
+        (result, self.driver, self.started)
+    }
+
+    /// Turns until there is a result, or the vCPU has to leave this CPU.
+    fn turns(&mut self) -> Result<Option<u64>, HypervisorError> {
         loop {
             if self.machine.is_stopped(self.index) {
                 return Err(HypervisorError::Stopped);
+            }
+            if self.machine.take_leave(self.index) {
+                return Ok(None);
             }
             self.machine.take_request(self.index);
             // An event that is to be injected already comes first; the others wait for the next turn.
@@ -104,7 +142,7 @@ impl Loop<'_> {
                 continue;
             }
             if let Next::Finish(value) = self.turn()? {
-                return Ok(value);
+                return Ok(Some(value));
             }
         }
     }

@@ -97,6 +97,9 @@ struct Runner {
     /// Something is to be looked at before the next entry, or instead of sleeping.
     requested: AtomicBool,
     stop: AtomicBool,
+    /// It is to leave its CPU, and what it is then.
+    leave: AtomicBool,
+    parked: Mutex<Option<vcpu::Parked>>,
     /// The program: what, argument, and its result.
     program: Mutex<Option<(Program, u64)>>,
     result: Mutex<Option<Result<u64, HypervisorError>>>,
@@ -159,12 +162,12 @@ impl VirtualMachine {
         let program = self.runners[index].program.lock().take();
         let running = storage::Running::begin();
         let result = match self.config.level {
-            Level::Emulated => svm_loop::run(self, index, program),
+            Level::Emulated => svm_loop::run(self, index, program).map(Some),
             _ => vcpu::run(self, index, program),
         };
-        *self.runners[index].result.lock() = Some(result);
+        *self.runners[index].result.lock() = result.transpose();
         drop(running);
-        result
+        result.map(Option::unwrap_or_default)
     }
 
     /// Runs vCPU `index` on CPU `cpu`, another one, from now on.
@@ -177,6 +180,32 @@ impl VirtualMachine {
                 let _ = machine.run_here(index);
             }
         });
+    }
+
+    /// Moves vCPU `index` from CPU `from`, where it runs, to CPU `to`. Neither is this one.
+    ///
+    /// On VT-x only. A vCPU that has finished meanwhile stays where it is; the answer is whether it moved.
+    pub(crate) fn migrate(&'static self, index: usize, from: usize, to: usize) -> bool {
+        self.runners[index].leave.store(true, Ordering::SeqCst);
+        self.kick(index);
+        smp::wait_idle(from);
+        let moves = self.runners[index].parked.lock().is_some();
+        if moves {
+            self.start_on(index, to);
+        }
+        moves
+    }
+
+    pub(super) fn take_leave(&self, index: usize) -> bool {
+        self.runners[index].leave.swap(false, Ordering::SeqCst)
+    }
+
+    pub(super) fn park(&self, index: usize, parked: vcpu::Parked) {
+        *self.runners[index].parked.lock() = Some(parked);
+    }
+
+    pub(super) fn take_parked(&self, index: usize) -> Option<vcpu::Parked> {
+        self.runners[index].parked.lock().take()
     }
 
     /// Waits for the CPU that runs a vCPU and says what became of the vCPU's program.
@@ -259,6 +288,8 @@ impl Runner {
             cpu: AtomicU32::new(Self::NOWHERE),
             requested: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            leave: AtomicBool::new(false),
+            parked: Mutex::new(None),
             program: Mutex::new(None),
             result: Mutex::new(None),
             exits: Mutex::new(None),
