@@ -62,10 +62,9 @@ fn amount(setting: Setting, target: Target) -> u64 {
     }
 }
 
-/// Words of the context.
-/// 1: the vCPU is out of guest mode until its poster sets this to 0.
+/// Word of the context. 1: the vCPU is out of guest mode until its poster sets this to 0.
 const AWAY: usize = 0;
-/// How often it was.
+/// Word of the context: how often it was.
 const TIMES_AWAY: usize = 1;
 
 /// Hypercall: let me be out of guest mode for a while.
