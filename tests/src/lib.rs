@@ -1,5 +1,6 @@
 //! Silicon models and scenario tests.
 
+pub mod avic_hypervisor;
 pub mod avic_model;
 pub mod contrast;
 pub mod demo;
