@@ -10,6 +10,7 @@
 
 mod access;
 mod bugs;
+mod capability;
 mod delivery;
 mod exits;
 mod exits_remote;
@@ -26,6 +27,7 @@ use crate::machine::self_check as machine;
 
 pub(super) const GROUPS: &[&[Case]] = &[
     bugs::CASES,
+    capability::CASES,
     delivery::CASES,
     exits::CASES,
     exits_remote::CASES,
