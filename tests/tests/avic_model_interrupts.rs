@@ -115,6 +115,18 @@ fn what_blocks_delivery() {
 }
 
 #[test]
+fn the_shadow_lasts_for_one_instruction() {
+    let storage = Storage::new(1);
+    storage.vcpu(0).request(0x51);
+    let mut rig = running(&storage);
+    let core = &mut rig.machine.cores[0];
+    assert_eq!(core.boundary(true, true), Outcome::Nothing);
+    assert_eq!(core.poll(), Outcome::Nothing);
+    assert_eq!(core.run(GuestOp::ReadCr8), Outcome::Value(0));
+    assert_eq!(core.poll(), Outcome::Delivered(0x51));
+}
+
+#[test]
 fn the_fields_of_a_single_virtual_interrupt_do_not_count() {
     let storage = Storage::new(1);
     let mut rig = Rig::new(&storage, 1, Knobs::default());
