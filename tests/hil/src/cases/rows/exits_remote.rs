@@ -8,7 +8,6 @@ use super::remote::{self, ask, wait};
 use crate::cases::{Case, Failure, Setting, check, equal, guests, record};
 use crate::guest::{Context, cpu};
 use crate::hypervisor::{Level, VirtualMachine};
-use crate::machine::smp;
 use crate::println;
 use crate::vmx::vcpu::Current;
 use crate::vmx::{Exit, Reason};
@@ -93,14 +92,13 @@ fn cross_ipi(setting: Setting) -> Result<(), Failure> {
         vm.start_on(1, 1);
         Ok(())
     });
-    if let Some(vm) = machine.get() {
-        if !smp::is_idle(1) && result.is_err() {
-            vm.stop(1);
-        }
-        let ended = vm.join(1, 1);
-        result?;
-        equal("second program's result", ended?, 0u64)?;
+    let Some(vm) = machine.get() else { return result };
+    if result.is_err() {
+        vm.stop(1);
     }
+    let ended = vm.join(1, 1);
+    result?;
+    equal("second program's result", ended?, 0u64)?;
     // One exit, for the write that sends.
     report(setting, "cross-ipi-send", &SENT, 1).and(report(
         setting,
