@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use vlapic_core::Trigger;
 
+use super::access::ignore;
 use super::probe::{self, Probe};
 use crate::cases::{Case, Failure, Setting, equal, record};
 use crate::guest::{Eoi, apic, cpu};
@@ -111,7 +112,7 @@ const OPERATIONS: &[Operation] = &[
     write("write-lvt-error", (0x370, 0x1_0000), "11111", "11111"),
     write("write-initial-count", (0x380, 0), "11111", "11111"),
     write("write-divide", (0x3e0, 0xb), "11111", "11111"),
-    other("read-cr8", |_| {}, |_| drop_value(cpu::read_cr8()), "00000", "00000"),
+    other("read-cr8", |_| {}, |_| ignore(cpu::read_cr8()), "00000", "00000"),
     other("write-cr8", |_| {}, |_| set_cr8(3), "00000", "00000"),
     other("write-tsc-deadline", |_| {}, far_deadline, "11111", "11111"),
     other("eoi-spurious", |_| {}, end, "11100", "11100"),
@@ -174,7 +175,7 @@ fn measure(probe: &Probe) -> Result<(), Failure> {
             record::clear();
             match operation.make {
                 // A write-only register of x2APIC mode faults; the exit is what counts.
-                Make::Read(at) => drop_value(apic::read(probe.context, at)),
+                Make::Read(at) => ignore(apic::read(probe.context, at)),
                 Make::Write(at, value) => put(probe, at, value),
                 Make::Other(make) => make(probe),
             }
@@ -232,16 +233,14 @@ fn end(probe: &Probe) {
 }
 
 fn far_deadline(_: &Probe) {
-    drop_value(cpu::write_msr(TSC_DEADLINE_MSR, 1 << 62));
+    ignore(cpu::write_msr(TSC_DEADLINE_MSR, 1 << 62));
 }
 
 fn set_cr8(value: u64) {
-    drop_value(cpu::write_cr8(value));
+    ignore(cpu::write_cr8(value));
 }
 
 /// Faults are looked at elsewhere.
 fn put(probe: &Probe, offset: u16, value: u32) {
-    drop_value(apic::write(probe.context, offset, value.into()));
+    ignore(apic::write(probe.context, offset, value.into()));
 }
-
-fn drop_value<T>(_: T) {}

@@ -1,9 +1,19 @@
 //! What the processor does with each access and event, and what the driver makes of it.
 //!
 //! ```text
-//! probe     runs a guest program that looks at its own exits
-//! access    the guest's accesses, each with the place of its instruction
-//! window    xAPIC mode: every offset of the register window
+//! probe         runs a guest program that looks at its own exits
+//! access        the guest's accesses, each with the place of its instruction
+//! remote        a second CPU that does what the guest asks for
+//! capability    what the processor can do
+//! window        xAPIC mode: every offset of the register window
+//! msr           x2APIC mode: every MSR
+//! leak          what of them reaches the physical APIC
+//! delivery      which interrupt is taken when
+//! priority      TPR, EOI, self-IPIs by ICR
+//! posted        posted interrupts
+//! exits         VM exits of each operation
+//! exits_remote  and of interrupts from elsewhere
+//! bugs          what emulators are known to do otherwise
 //! ```
 //!
 //! What is expected is written down here from the SDM's text, not taken from the driver or from `vlapic-core`.
