@@ -11,7 +11,7 @@ use vlapic_tests::hypervisor::{Config, Hypervisor, KICK, Level, Op, Run, Storage
 use vlapic_tests::model::{Iommu, Knobs, PhysicalBus, PhysicalInterrupt};
 use vlapic_tests::steps::{Random, Subject};
 
-/// Long enough for any machine; a lost interrupt ends the test by it.
+/// How long one interrupt may take, on a machine with much else to do; a lost one ends the test by it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What posters and the host share of a vCPU.
@@ -23,6 +23,33 @@ struct Shared<'s> {
     requested: AtomicBool,
     /// The CPU it is on.
     cpu: AtomicUsize,
+    /// A poster has given up.
+    failed: AtomicBool,
+}
+
+impl<'s> Shared<'s> {
+    fn new(slot: &'s Slot<'s, Posting<'s>>) -> Self {
+        Self {
+            slot,
+            taken: [const { AtomicU32::new(0) }; 256],
+            requested: AtomicBool::new(false),
+            cpu: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+        }
+    }
+
+    /// Waits until `vector` was taken `number` times.
+    fn wait(&self, vector: u8, number: u32) -> Result<(), String> {
+        let since = Instant::now();
+        while self.taken[usize::from(vector)].load(SeqCst) != number {
+            if since.elapsed() > PATIENCE || self.failed.load(SeqCst) {
+                self.failed.store(true, SeqCst);
+                return Err(format!("{vector:#x} was lost at {number}, or another before it"));
+            }
+            thread::yield_now();
+        }
+        Ok(())
+    }
 }
 
 /// Posts `vector` again and again, the next time when the guest has taken the one before.
@@ -32,7 +59,6 @@ fn poster(
     vector: u8,
     trigger: Trigger,
     count: u32,
-    started: Instant,
 ) -> Result<(), String> {
     for number in 1..=count {
         let receipt = shared.slot.request(vector, trigger);
@@ -50,21 +76,16 @@ fn poster(
                 bus.send(PhysicalInterrupt { destination, vector: KICK });
             }
         }
-        while shared.taken[usize::from(vector)].load(SeqCst) != number {
-            if started.elapsed() > PATIENCE {
-                return Err(format!("{vector:#x} was lost at {number}"));
-            }
-            thread::yield_now();
-        }
+        shared.wait(vector, number)?;
     }
     Ok(())
 }
 
 /// Runs the vCPU until `total` interrupts were taken or time is up, with everything a scheduler may do in between.
-fn host(hypervisor: &mut Hypervisor<'_>, shared: &Shared<'_>, total: usize, started: Instant) {
+fn host(hypervisor: &mut Hypervisor<'_>, shared: &Shared<'_>, total: usize) {
     let mut random = Random::new(hypervisor.config().seed);
     let mut handled = 0;
-    while handled < total && started.elapsed() < PATIENCE {
+    while handled < total && !shared.failed.load(SeqCst) {
         if shared.requested.swap(false, SeqCst) {
             hypervisor.notify(0, Notify::Kick);
         }
@@ -108,20 +129,15 @@ const POSTERS: [(u8, Trigger); 6] = [
 fn threads(level: Level, mode: Mode, count: u32) {
     let config = Config { cpus: 2, seed: u64::from(count), ..Config::new(level).mode(mode) };
     run_enabled(config, |hypervisor| {
-        let shared = Shared {
-            slot: hypervisor.slot(0),
-            taken: [const { AtomicU32::new(0) }; 256],
-            requested: AtomicBool::new(false),
-            cpu: AtomicUsize::new(0),
-        };
+        let shared = Shared::new(hypervisor.slot(0));
         let bus: Arc<PhysicalBus> = hypervisor.machine.bus().clone();
-        let (shared, started) = (&shared, Instant::now());
+        let shared = &shared;
         thread::scope(|scope| {
             let posters = POSTERS.map(|(vector, trigger)| {
                 let bus = bus.clone();
-                scope.spawn(move || poster(shared, &bus, vector, trigger, count, started))
+                scope.spawn(move || poster(shared, &bus, vector, trigger, count))
             });
-            host(hypervisor, shared, POSTERS.len() * count as usize, started);
+            host(hypervisor, shared, POSTERS.len() * count as usize);
             for poster in posters {
                 assert_eq!(poster.join().expect("a poster"), Ok(()), "at {level:?}");
             }
@@ -159,29 +175,23 @@ fn device_posts_while_sn_comes_and_goes() {
     const COUNT: u32 = 500;
     let config = Config { cpus: 2, knobs: Knobs::default(), ..Config::new(Level::Posted) };
     run_enabled(config, |hypervisor| {
-        let taken = AtomicU32::new(0);
+        let shared = Shared::new(hypervisor.slot(0));
         let (memory, bus) = (hypervisor.machine.memory().clone(), hypervisor.machine.bus().clone());
         let iommu = Iommu::new(memory, bus, false);
         let entry = [
             1 | 1 << 15 | 0x91 << 16 | Storage::descriptor_address(0) >> 6 << 38,
             Storage::descriptor_address(0) & !0xffff_ffff,
         ];
-        let started = Instant::now();
         thread::scope(|scope| {
-            let device = scope.spawn(|| {
+            let device = scope.spawn(|| -> Result<(), String> {
                 for number in 1..=COUNT {
                     iommu.interrupt(entry).map_err(|fault| format!("{fault:?}"))?;
-                    while taken.load(SeqCst) != number {
-                        if started.elapsed() > PATIENCE {
-                            return Err(format!("lost at {number}"));
-                        }
-                        thread::yield_now();
-                    }
+                    shared.wait(0x91, number)?;
                 }
                 Ok(())
             });
             let mut handled = 0;
-            while handled < COUNT as usize && started.elapsed() < PATIENCE {
+            while handled < COUNT as usize && !shared.failed.load(SeqCst) {
                 if hypervisor.vcpu(0).run == Run::Ready {
                     hypervisor.unload(0);
                     hypervisor.slot(0).inbox().preempt();
@@ -196,7 +206,7 @@ fn device_posts_while_sn_comes_and_goes() {
                 while hypervisor.taken(0).len() > handled {
                     handled += 1;
                     hypervisor.eoi(0);
-                    taken.fetch_add(1, SeqCst);
+                    shared.taken[0x91].fetch_add(1, SeqCst);
                 }
             }
             assert_eq!(device.join().expect("the device"), Ok(()));

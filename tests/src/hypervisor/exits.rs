@@ -11,6 +11,8 @@ use crate::model::{self, ExitReason, Shadow, VmExit, field};
 
 /// More entries in a row than any guest operation needs.
 const TOO_MANY_ENTRIES: usize = 64;
+/// More events than there are vectors, each with an exit or two of its own.
+const TOO_MANY_BOUNDARIES: usize = 2048;
 
 impl<'m> Hypervisor<'m> {
     /// Brings a vCPU into guest mode. `false` if it sleeps, waits for its SIPI, or is on no CPU.
@@ -109,14 +111,21 @@ impl<'m> Hypervisor<'m> {
     }
 
     /// Takes everything that the guest takes between two instructions.
+    ///
+    /// # Panics
+    /// If that never ends.
     pub fn boundaries(&mut self, index: usize) {
-        while self.enter(index) {
+        for _ in 0..TOO_MANY_BOUNDARIES {
+            if !self.enter(index) {
+                return;
+            }
             let flag = self.vcpus[index].interrupt_flag;
             match self.core(index).boundary(flag, Shadow::None) {
                 model::Outcome::Nothing => return,
                 outcome => self.after_outcome(index, outcome),
             }
         }
+        unreachable!("vCPU {index} does not get to its next instruction");
     }
 
     pub(super) fn after_outcome(&mut self, index: usize, outcome: model::Outcome) {
