@@ -1,7 +1,8 @@
 //! A small hypervisor whose processor is the model of AVIC and whose local APICs are the driver's.
 //!
-//! It does what an integrator's loop does, in the same order, in one thread. Each guest operation is carried to its end
-//! before the next.
+//! It does what an integrator's loop does, in the same order, in one thread. Either each guest operation is carried to
+//! its end before the next ([`Hypervisor::execute`]), or a schedule moves everything step by step ([`Storm`]); both go
+//! through the same code around the driver.
 //!
 //! ```
 //! use vlapic_core::{Register, Trigger};
@@ -21,11 +22,13 @@ mod exits;
 mod guest;
 mod host;
 mod storage;
+mod storm;
 mod subject;
 mod vcpu;
 
 pub use config::{Broken, Config};
 pub use storage::Storage;
+pub use storm::{Report, Storm};
 pub use vcpu::{Run, VirtualCpu};
 
 use std::sync::Arc;

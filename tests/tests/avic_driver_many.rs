@@ -1,0 +1,147 @@
+//! Storms of 64 vCPUs on 8 cores of the AVIC model: every interrupt sent is taken exactly as often as the architecture
+//! says, whatever goes on besides; and a host that leaves one step out loses some.
+//!
+//! `AVIC_STORM_SEED=n` replays one seed, `AVIC_STORM_SEEDS=n` runs so many, `AVIC_STORM_STEPS=n` has each last longer.
+
+use avic::Wanted;
+use vlapic_core::Mode;
+use vlapic_tests::avic_hypervisor::{Broken, Config, Report, Storm, run};
+use vlapic_tests::avic_model::{Capability, Knobs};
+
+const STEPS: u64 = 24_000;
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
+}
+
+fn many(mode: Mode) -> Config {
+    let knobs = Knobs { late_doorbells: true, ..Knobs::default() };
+    Config { cpus: 8, mode, knobs, ..Config::new(64) }
+}
+
+/// Says how to see a failure again.
+struct Replay(u64);
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("replay with AVIC_STORM_SEED={}", self.0);
+        }
+    }
+}
+
+fn storm(config: Config) -> Report {
+    let _replay = Replay(config.seed);
+    let steps = variable("AVIC_STORM_STEPS").unwrap_or(STEPS) as usize;
+    run(config, |hypervisor| Storm::new(hypervisor).run(steps))
+}
+
+fn seeds(count: u64) -> impl Iterator<Item = u64> {
+    let replayed = variable("AVIC_STORM_SEED");
+    let count = variable("AVIC_STORM_SEEDS").unwrap_or(count);
+    let first = replayed.unwrap_or(1);
+    first..first + if replayed.is_some() { 1 } else { count }
+}
+
+fn storms(config: Config, count: u64) {
+    for seed in seeds(count) {
+        let report = storm(Config { seed, ..config });
+        println!("seed {seed}: {report:?}");
+        assert!(report.taken > 2000, "{report:?}");
+        assert!(report.entries.iter().sum::<usize>() > 500, "{report:?}");
+        assert!(report.sleeps > 100 && report.migrations > 200, "{report:?}");
+    }
+}
+
+#[test]
+fn xavic() {
+    storms(many(Mode::XApic), 3);
+}
+
+#[test]
+fn x2avic() {
+    storms(many(Mode::X2Apic), 3);
+}
+
+#[test]
+fn emulated() {
+    for mode in [Mode::XApic, Mode::X2Apic] {
+        storms(Config { wanted: Wanted::NONE, ..many(mode) }, 1);
+    }
+}
+
+/// Doorbells that arrive at once, ASIDs of their own, a processor with xAVIC only.
+#[test]
+fn other_machines() {
+    for mode in [Mode::XApic, Mode::X2Apic] {
+        storms(Config { knobs: Knobs::default(), private_asid: true, ..many(mode) }, 1);
+    }
+    storms(Config { processor: Capability::avic(), ..many(Mode::XApic) }, 1);
+}
+
+/// Erratum 1235 on a processor that says it has it: the driver never publishes IsRunning.
+#[test]
+fn the_erratum_with_its_workaround() {
+    for mode in [Mode::XApic, Mode::X2Apic] {
+        storms(with_erratum(mode, 0x17), 2);
+    }
+}
+
+/// The same storm, on a processor that does not say so, and with few enough vCPUs that IPIs mostly meet one that runs.
+/// With many the driver hides the erratum: one target that does not run has it tell all of them.
+#[test]
+fn the_erratum_without_its_workaround() {
+    for mode in [Mode::XApic, Mode::X2Apic] {
+        assert!(is_caught(Config { vcpus: 12, ..with_erratum(mode, 0x19) }), "{mode:?}");
+        storm(Config { vcpus: 12, ..with_erratum(mode, 0x17) });
+    }
+}
+
+fn with_erratum(mode: Mode, family: u32) -> Config {
+    let config = many(mode);
+    let mut processor = config.processor;
+    processor.family = family;
+    Config { processor, knobs: Knobs { stale_is_running: true, ..config.knobs }, ..config }
+}
+
+/// Whether a storm fails, under any of a few seeds.
+fn is_caught(config: Config) -> bool {
+    let fails = |seed| {
+        let config = Config { seed, ..config };
+        std::panic::catch_unwind(|| run(config, |hypervisor| Storm::new(hypervisor).run(24_000)))
+            .is_err()
+    };
+    (1..=40).any(fails)
+}
+
+/// Each step of the host's part, left out.
+#[test]
+fn every_step_is_needed() {
+    for (broken, modes) in [
+        (Broken::SleepsAnyway, BOTH),
+        (Broken::SleepsInSilence, BOTH),
+        (Broken::IgnoresAnnouncements, BOTH),
+        (Broken::IgnoresLog, BOTH),
+        (Broken::RingsNoDoorbell, BOTH),
+        (Broken::IgnoresKicks, BOTH),
+        (Broken::ForgetsEarlyWakes, BOTH),
+        (Broken::DropsInjections, BOTH),
+        (Broken::KeepsWindow, XAPIC),
+        (Broken::KeepsTranslations, XAPIC),
+        (Broken::DeniesSharedAsid, XAPIC),
+    ] {
+        for &mode in modes {
+            assert!(is_caught(Config { broken, ..many(mode) }), "{broken:?} in {mode:?}");
+        }
+    }
+}
+
+const BOTH: &[Mode] = &[Mode::XApic, Mode::X2Apic];
+const XAPIC: &[Mode] = &[Mode::XApic];
+
+#[test]
+fn the_same_seed_is_the_same_storm() {
+    let of = |seed| storm(Config { seed, ..many(Mode::XApic) });
+    assert_eq!(of(7), of(7));
+    assert_ne!(of(7), of(8));
+}
