@@ -4,7 +4,7 @@
 use avic::{Face, Feature, Wanted};
 use vlapic_core::{IA32_APIC_BASE, LvtEntry, Mode, Register, Width};
 use vlapic_tests::avic_hypervisor::{Config, run};
-use vlapic_tests::avic_model::{Capability, CleanGroup, Knobs, TprAtVmrun};
+use vlapic_tests::avic_model::{Capability, Knobs};
 use vlapic_tests::hypervisor::Op;
 use vlapic_tests::reference::Reference;
 use vlapic_tests::steps::{Step, Subject, sequence};
@@ -147,39 +147,12 @@ fn x2avic() {
 /// Whatever processors do where the manual leaves it open.
 #[test]
 fn every_reading_of_the_manual() {
-    for (number, knobs) in readings().into_iter().enumerate() {
+    for (number, (_, knobs)) in Knobs::readings().into_iter().enumerate() {
         for mode in [Mode::XApic, Mode::X2Apic] {
             let config = Config { knobs, mode, cpus: 3, ..Config::new(2) };
             compare(Config { seed: 100 + number as u64, ..config }, 800);
         }
     }
-}
-
-fn readings() -> Vec<Knobs> {
-    let knobs = Knobs::default();
-    vec![
-        Knobs { clean_bits: false, ..knobs },
-        Knobs { enable_bits_covered_by: CleanGroup::Avic, ..knobs },
-        Knobs { enable_bits_covered_by: CleanGroup::Both, ..knobs },
-        Knobs { enable_bits_covered_by: CleanGroup::Neither, ..knobs },
-        Knobs { misaligned_pointers_are_refused: true, ..knobs },
-        Knobs { tpr_at_vmrun: TprAtVmrun::VTprIntoPage, ..knobs },
-        Knobs { tpr_at_vmrun: TprAtVmrun::Page, ..knobs },
-        Knobs { vmrun_computes_ppr: false, ..knobs },
-        Knobs { unnamed_offsets_are_memory: false, ..knobs },
-        Knobs { vector_is_checked_before_type: true, ..knobs },
-        Knobs { broadcast_lookups_come_first: false, ..knobs },
-        Knobs { x2avic_broadcasts_all_ones: false, ..knobs },
-        Knobs { x2avic_uses_entry_255: false, ..knobs },
-        Knobs { reports_first_not_running: false, ..knobs },
-        Knobs { dfr_is_read_at_each_ipi: false, ..knobs },
-        Knobs { busy_is_left_set: true, ..knobs },
-        Knobs { level_eoi_clears_isr: true, ..knobs },
-        Knobs { next_rip_at_avic_exits: true, undefined_bits_are_set: true, ..knobs },
-        Knobs { doorbell_takes_wide_ids: false, ..knobs },
-        Knobs { vintr_intercept_works_with_avic: true, ..knobs },
-        Knobs { intr_ignores_host_if: false, ..knobs },
-    ]
 }
 
 /// Asked for less, and on processors that have less.

@@ -79,6 +79,21 @@ fn other_machines() {
     storms(Config { processor: Capability::avic(), ..many(Mode::XApic) }, 1);
 }
 
+/// Whatever processors do where the manual leaves it open.
+#[test]
+fn every_reading_of_the_manual() {
+    for (number, (name, knobs)) in Knobs::readings().into_iter().enumerate() {
+        for mode in [Mode::XApic, Mode::X2Apic] {
+            let seed = number as u64;
+            println!("{name}, {mode:?}");
+            let config =
+                Config { knobs: Knobs { late_doorbells: true, ..knobs }, seed, ..many(mode) };
+            let report = run(config, |hypervisor| Storm::new(hypervisor).run(6_000));
+            assert!(report.taken > 300, "{name}: {report:?}");
+        }
+    }
+}
+
 /// Erratum 1235 on a processor that says it has it: the driver never publishes IsRunning.
 #[test]
 fn the_erratum_with_its_workaround() {

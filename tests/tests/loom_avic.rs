@@ -185,7 +185,7 @@ fn race(
             thread::spawn(move || poster(&vcpu))
         };
         let seen = owner(&vcpu);
-        other.join().unwrap();
+        other.join().expect("a thread that ends");
         assert!(seen || told(&vcpu), "lost");
     });
 }
@@ -227,20 +227,23 @@ fn ipi_against_block_and_return() {
         };
         let before = vcpu.depart(BLOCKED);
         let after = vcpu.enter();
-        other.join().unwrap();
+        other.join().expect("a thread that ends");
         let told = vcpu.doorbell.load(SeqCst) || vcpu.woken.load(SeqCst);
         assert!(before || after || told, "lost");
     });
 }
 
+/// What is left out, and which poster.
+type Handshake = fn(Missing, usize);
+
 /// Whether loom finds a lost interrupt.
-fn loses(handshake: fn(Missing, usize), missing: Missing, poster: usize) -> bool {
+fn loses(handshake: Handshake, missing: Missing, poster: usize) -> bool {
     std::panic::catch_unwind(|| handshake(missing, poster)).is_err()
 }
 
 #[test]
 fn every_fence_and_every_look_is_needed() {
-    let handshakes: [(&str, fn(Missing, usize)); 3] =
+    let handshakes: [(&str, Handshake); 3] =
         [("block", block), ("inhibit", inhibit), ("enter", enter)];
     for (name, handshake) in handshakes {
         for missing in [PostersFence, OwnersFence, Look, LateLook] {
@@ -302,7 +305,7 @@ fn duplicates(missing: Missing, _: usize) {
             thread::spawn(move || table.rename(1))
         };
         table.rename(0);
-        other.join().unwrap();
+        other.join().expect("a thread that ends");
         assert_eq!(table.place.load(SeqCst) & VALID, 0, "lost");
     });
 }
