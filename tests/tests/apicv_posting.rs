@@ -230,3 +230,44 @@ fn hardware_posts_to_disabled_apics() {
         });
     }
 }
+
+/// Made ready for an entry that is then not made: what was injected stays, and a higher vector that comes meanwhile waits
+/// its turn.
+#[test]
+fn injection_without_an_entry() {
+    for level in [Level::Emulated, Level::TprShadow, Level::RegisterVirtualization] {
+        run_enabled(Config::new(level), |hypervisor| {
+            hypervisor.leave(0);
+            let _ = request(hypervisor, 0, 0x51);
+            hypervisor.prepare_in_vain(0);
+            assert_eq!(
+                hypervisor.vcpu(0).entry.and_then(|entry| entry.injected),
+                Vector::new(0x51)
+            );
+            let _ = request(hypervisor, 0, 0x91);
+            hypervisor.prepare_in_vain(0);
+            assert_eq!(hypervisor.vcpu(0).entry.and_then(|entry| entry.injected), None);
+            hypervisor.settle();
+            assert_eq!(hypervisor.taken(0), [0x51, 0x91], "at {level:?}");
+        });
+    }
+}
+
+/// An event that the hypervisor has to inject comes first; the vector stays in IRR until the next entry.
+#[test]
+fn injection_beside_an_event() {
+    for level in [Level::Emulated, Level::TprShadow, Level::RegisterVirtualization] {
+        run_enabled(Config::new(level), |hypervisor| {
+            hypervisor.leave(0);
+            let _ = request(hypervisor, 0, 0x51);
+            let _ = hypervisor.slot(0).receive(Delivery::Nmi);
+            hypervisor.prepare_in_vain(0);
+            let entry = hypervisor.vcpu(0).entry;
+            assert_eq!(entry.map(|entry| (entry.event, entry.injected)), Some((true, None)));
+            assert_eq!(hypervisor.slot(0).page().irr().highest(), Vector::new(0x51));
+            hypervisor.settle();
+            assert_eq!(hypervisor.taken(0), [0x51], "at {level:?}");
+            assert_eq!(hypervisor.vcpu(0).events.len(), 1);
+        });
+    }
+}
