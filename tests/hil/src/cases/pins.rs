@@ -112,6 +112,8 @@ fn on_call(machine: &VirtualMachine, vcpu: usize, _: u64, _: u64, _: u64) -> u64
 
 /// Word of the context: handlers that found remote IRR set.
 const REMOTE: usize = 0;
+/// Word of the context: how often the device was served.
+const SERVICES: usize = 1;
 /// Interrupts until the device is served.
 const SERVICE: u32 = 3;
 
@@ -126,6 +128,9 @@ fn level(setting: Setting) -> Result<(), Failure> {
     for round in 1..=ROUNDS {
         set(&stage, Pin::Lint0, true);
         stage.wait_count(0, LINT0, round * SERVICE)?;
+        // The handler counts first and lowers the pin then; raising it before that would be no rise.
+        let served = || stage.context(0).word(SERVICES).load(Ordering::Acquire) >= u64::from(round);
+        super::check(stage::patient(served), "the device is not served")?;
         pause(20_000);
         equal("interrupts after service", stage.context(0).count(LINT0), round * SERVICE)?;
     }
@@ -152,6 +157,7 @@ fn serve(context: &'static Context, vector: u8) {
     hypercall::phase(0);
     if context.count(vector).is_multiple_of(SERVICE) {
         hypercall::call(SERVED, 0, 0);
+        context.word(SERVICES).fetch_add(1, Ordering::Release);
     }
 }
 
