@@ -4,6 +4,8 @@
 //! (LVT timer, initial count, divide configuration); here is only what it cannot hold: when the
 //! count started and from what, and IA32_TSC_DEADLINE. SDM Vol. 3A 10.5.4.
 
+use core::num::NonZero;
+
 use crate::lvt::TimerMode;
 use crate::profile::ClockRatio;
 
@@ -98,9 +100,9 @@ impl Timer {
             Some(left) if left > 0 => left as u32,
             // Expired, though `advance` has not been told yet.
             _ if settings.mode == TimerMode::Periodic && settings.initial_count != 0 => {
-                let period = u128::from(settings.initial_count);
+                let period = divisor(settings.initial_count);
                 let into = (elapsed - u128::from(counting.count)) % period;
-                (period - into) as u32
+                (period.get() - into) as u32
             }
             _ => 0,
         }
@@ -153,7 +155,7 @@ impl Counting {
     /// A count of `count` from `origin` on; none if it is zero.
     fn new(origin: u64, count: u32, shift: u8, clock: ClockRatio) -> Option<Self> {
         let ticks = u128::from(count) << shift;
-        let tsc = (ticks * u128::from(clock.tsc)).div_ceil(u128::from(clock.bus));
+        let tsc = div_ceil(ticks * u128::from(clock.tsc), divisor(clock.bus));
         let expiry = origin.saturating_add(u64::try_from(tsc).unwrap_or(u64::MAX));
         (count != 0).then_some(Self { origin, count, shift, expiry })
     }
@@ -161,7 +163,7 @@ impl Counting {
     /// Divided ticks since `origin`.
     fn elapsed(&self, now: u64, clock: ClockRatio) -> u128 {
         let tsc = u128::from(now.saturating_sub(self.origin));
-        (tsc * u128::from(clock.bus) / u128::from(clock.tsc)) >> self.shift
+        (tsc * u128::from(clock.bus) / divisor(clock.tsc)) >> self.shift
     }
 
     /// The count that runs at `now`, after one or more expiries of a periodic timer.
@@ -169,15 +171,30 @@ impl Counting {
         if settings.initial_count == 0 {
             return None;
         }
-        let period = u128::from(settings.initial_count);
+        let period = divisor(settings.initial_count);
         let late = self.elapsed(now, settings.clock).saturating_sub(u128::from(self.count));
-        let ticks_to_start = u128::from(self.count) + late / period * period;
+        let ticks_to_start = u128::from(self.count) + (late - late % period);
         // Rounded up, as `expiry` is: a period never begins before its predecessor ended.
-        let tsc = ((ticks_to_start << self.shift) * u128::from(settings.clock.tsc))
-            .div_ceil(u128::from(settings.clock.bus));
+        let tsc = div_ceil(
+            (ticks_to_start << self.shift) * u128::from(settings.clock.tsc),
+            divisor(settings.clock.bus),
+        );
         let origin = self.origin.saturating_add(u64::try_from(tsc).unwrap_or(u64::MAX));
         Self::new(origin, settings.initial_count, self.shift, settings.clock)
     }
+}
+
+/// A number that is not zero: a side of the clock's ratio, which [`Profile`](crate::Profile) keeps
+/// above zero, or an initial count already looked at. As a type, so that no division can panic.
+const fn divisor(number: u32) -> NonZero<u128> {
+    match NonZero::new(number as u128) {
+        Some(divisor) => divisor,
+        None => NonZero::<u128>::MIN,
+    }
+}
+
+fn div_ceil(dividend: u128, divisor: NonZero<u128>) -> u128 {
+    dividend / divisor + u128::from(dividend % divisor != 0)
 }
 
 #[cfg(test)]
