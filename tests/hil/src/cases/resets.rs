@@ -239,11 +239,12 @@ fn at_once(setting: Setting) -> Result<(), Failure> {
     }
     drop(resetter);
     // The last life begins anew, with nothing under way.
-    let lives = stage.context(TARGET).word(PHASE).load(Ordering::Acquire);
     stage.send_to(TARGET, Delivery::Init);
     // A life that has not enabled its APIC yet accepts nothing either: only waiting for a SIPI tells that INIT was taken.
     let slot = stage.slot(TARGET);
     check(patient(|| !slot.accepts() && !slot.online()), "INIT is not taken")?;
+    // Not before: a life that began meanwhile may have told its number since.
+    let lives = stage.context(TARGET).word(PHASE).load(Ordering::Acquire);
     ledger.close()?;
     stage.send_to(TARGET, Delivery::Startup { page: START_PAGE });
     stage.wait_phase(TARGET, lives + 1)?;
