@@ -12,7 +12,7 @@ use crate::emulator::Emulator;
 pub(crate) fn run(context: &Context, arguments: &SetupArgs) -> Result<Verdict> {
     let mut machines = vec![Machine::Bochs];
     if arguments.qemu {
-        machines.push(Machine::Qemu);
+        machines.push(Machine::QemuSvm);
     }
     let mut verdict = Verdict::Passed;
     let mut found = serde_json::Map::new();

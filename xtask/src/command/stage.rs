@@ -84,13 +84,13 @@ pub(crate) const STAGES: [Stage; 12] = [
         work: |context, arguments| machine::run(context, Machine::Bochs, arguments.limits),
     },
     Stage {
-        name: "hil-qemu",
-        about: "the image on QEMU, emulated",
-        work: |context, arguments| machine::run(context, Machine::Qemu, arguments.limits),
+        name: "hil-qemu-svm",
+        about: "the image on QEMU's emulated SVM",
+        work: |context, arguments| machine::run(context, Machine::QemuSvm, arguments.limits),
     },
     Stage {
         name: "hil-kvm",
-        about: "the image on QEMU with nested VT-x",
+        about: "the image on QEMU with nested VT-x or SVM",
         work: |context, arguments| machine::run(context, Machine::Kvm, arguments.limits),
     },
     Stage {

@@ -61,7 +61,7 @@ fn list(context: &Context) -> Result<Verdict> {
         STAGES.iter().map(|stage| json!({ "name": stage.name, "about": stage.about })).collect();
     context.print(&names, |out| {
         for stage in &STAGES {
-            writeln!(out, "{:<14} {}", stage.name, stage.about)?;
+            writeln!(out, "{:<15} {}", stage.name, stage.about)?;
         }
         Ok(())
     })?;

@@ -57,8 +57,10 @@ impl Emulator {
     pub(crate) fn find(machine: Machine, workspace: &Workspace) -> Result<Self> {
         match machine {
             Machine::Bochs => bochs::Bochs::find(workspace).map(Self::Bochs),
-            Machine::Qemu => qemu::Qemu::find(workspace, qemu::Acceleration::Tcg).map(Self::Qemu),
-            Machine::Kvm => qemu::Qemu::find(workspace, qemu::Acceleration::Kvm).map(Self::Qemu),
+            Machine::QemuSvm => {
+                qemu::Qemu::find(workspace, qemu::Acceleration::Tcg).map(Self::Qemu)
+            }
+            Machine::Kvm => qemu::Qemu::find_kvm(workspace).map(Self::Qemu),
             Machine::Metal => bail!("a real machine is watched, not started"),
         }
     }

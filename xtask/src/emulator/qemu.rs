@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{Launch, apt};
 use crate::workspace::Workspace;
@@ -14,8 +14,15 @@ use crate::workspace::Workspace;
 pub(crate) enum Acceleration {
     /// Emulated; SVM but no VT-x.
     Tcg,
-    /// On the host's VT-x, nested VT-x for the image.
-    Kvm,
+    /// On the host's VT-x or SVM; the image has the same, nested.
+    Kvm(Nested),
+}
+
+/// What KVM gives its guests for guests of their own.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Nested {
+    VtX,
+    Svm,
 }
 
 /// A QEMU that can run the image.
@@ -30,13 +37,18 @@ pub(crate) struct Qemu {
 }
 
 impl Qemu {
+    /// One that runs on KVM, with what the host offers.
+    pub(crate) fn find_kvm(workspace: &Workspace) -> Result<Self> {
+        let nested = nested().map_err(|why| {
+            anyhow!(
+                "{why}: needs a host with nested VT-x or SVM (--machine bochs and qemu-svm need none)"
+            )
+        })?;
+        Self::find(workspace, Acceleration::Kvm(nested))
+    }
+
     /// The one on PATH, else fetched.
     pub(crate) fn find(workspace: &Workspace, acceleration: Acceleration) -> Result<Self> {
-        if acceleration == Acceleration::Kvm {
-            nested_vmx().map_err(|why| {
-                anyhow!("{why}: needs a host with nested VT-x (--machine bochs needs none)")
-            })?;
-        }
         if let Some(program) = super::on_path("qemu-system-x86_64")
             && let Some(qemu) = Self::probe(vec![program], Vec::new(), None, acceleration)
         {
@@ -49,7 +61,12 @@ impl Qemu {
     pub(crate) fn describe(&self) -> String {
         let program =
             self.program.last().map(|path| path.display().to_string()).unwrap_or_default();
-        format!("QEMU {} ({program}, {})", self.version, self.accelerator())
+        let nested = match self.acceleration {
+            Acceleration::Tcg => "",
+            Acceleration::Kvm(Nested::VtX) => ", nested VT-x",
+            Acceleration::Kvm(Nested::Svm) => ", nested SVM",
+        };
+        format!("QEMU {} ({program}, {}{nested})", self.version, self.accelerator())
     }
 
     fn fetch(tree: &Path, acceleration: Acceleration) -> Result<Self> {
@@ -83,8 +100,8 @@ impl Qemu {
         for path in &self.data {
             command.arg("-L").arg(path);
         }
-        // `host` shows the nested VT-x; `max` has all that TCG can emulate.
-        let cpu = if self.acceleration == Acceleration::Kvm { "host" } else { "max" };
+        // `host` shows what is nested; `max` has all that TCG can emulate.
+        let cpu = if self.acceleration == Acceleration::Tcg { "max" } else { "host" };
         command
             .args([
                 "-accel",
@@ -123,26 +140,39 @@ impl Qemu {
     const fn accelerator(&self) -> &'static str {
         match self.acceleration {
             Acceleration::Tcg => "tcg",
-            Acceleration::Kvm => "kvm",
+            Acceleration::Kvm(_) => "kvm",
         }
     }
 }
 
-/// Whether KVM here gives its guests VT-x.
-fn nested_vmx() -> Result<()> {
+/// What KVM here gives its guests.
+fn nested() -> Result<Nested> {
     ensure!(Path::new("/dev/kvm").exists(), "no /dev/kvm");
     ensure!(
         fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok(),
         "/dev/kvm may not be opened by this user"
     );
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    ensure!(has_flag(&cpu, "vmx"), "this CPU shows no VT-x");
-    let nested = fs::read_to_string("/sys/module/kvm_intel/parameters/nested").unwrap_or_default();
+    nested_of(&cpu, |module| {
+        let file = format!("/sys/module/{module}/parameters/nested");
+        fs::read_to_string(file).unwrap_or_default()
+    })
+}
+
+/// The same from what `/proc/cpuinfo` says, and the parameter `nested` of a kernel module.
+fn nested_of(cpuinfo: &str, parameter: impl Fn(&str) -> String) -> Result<Nested> {
+    let (name, module, nested) = if has_flag(cpuinfo, "vmx") {
+        ("VT-x", "kvm_intel", Nested::VtX)
+    } else if has_flag(cpuinfo, "svm") {
+        ("SVM", "kvm_amd", Nested::Svm)
+    } else {
+        bail!("this CPU shows neither VT-x nor SVM");
+    };
     ensure!(
-        matches!(nested.trim(), "Y" | "1"),
-        "nested VT-x is off (module parameter kvm_intel.nested)"
+        matches!(parameter(module).trim(), "Y" | "1"),
+        "nested {name} is off (module parameter {module}.nested)"
     );
-    Ok(())
+    Ok(nested)
 }
 
 fn has_flag(cpuinfo: &str, flag: &str) -> bool {
@@ -154,7 +184,7 @@ fn has_flag(cpuinfo: &str, flag: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::has_flag;
+    use super::{Nested, has_flag, nested_of};
 
     #[test]
     fn flags_are_whole_words() {
@@ -162,5 +192,18 @@ mod tests {
         assert!(has_flag(cpuinfo, "vmx"));
         assert!(!has_flag(cpuinfo, "vm"));
         assert!(!has_flag("flags : fpu\nvmx flags : vmx", "vmx"));
+    }
+
+    #[test]
+    fn either_vendor_nests() {
+        let with = |flag: &str| format!("flags : fpu {flag} sse");
+        let on = |wanted: &'static str| {
+            move |module: &str| (if module == wanted { "1\n" } else { "0\n" }).to_owned()
+        };
+        assert_eq!(nested_of(&with("vmx"), on("kvm_intel")).ok(), Some(Nested::VtX));
+        assert_eq!(nested_of(&with("svm"), on("kvm_amd")).ok(), Some(Nested::Svm));
+        let off = nested_of(&with("svm"), on("kvm_intel")).map_err(|error| error.to_string());
+        assert_eq!(off, Err("nested SVM is off (module parameter kvm_amd.nested)".to_owned()));
+        assert!(nested_of(&with("none"), on("kvm_amd")).is_err());
     }
 }
