@@ -68,7 +68,9 @@ fn code(cell: &str) -> impl Iterator<Item = &str> {
 }
 
 fn is_test_file(path: &str) -> bool {
-    path.starts_with("tests/") && path.ends_with(".rs") && !path.contains('*')
+    (path.starts_with("tests/") || path.contains("/src/tests/"))
+        && path.ends_with(".rs")
+        && !path.contains('*')
 }
 
 /// The example of the README is short: lines that are shown, say something, and are no comments.
