@@ -107,22 +107,23 @@ pub(crate) struct ImageArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct OracleArgs {
+    /// Which; without it, every one that this machine has
     #[command(subcommand)]
-    pub(crate) oracle: Oracle,
+    pub(crate) oracle: Option<Oracle>,
+
+    /// How many operations of each oracle, instead of its own choice
+    #[arg(long = "ops", value_name = "N", global = true)]
+    pub(crate) operations: Option<u64>,
+
+    /// Where the sequence begins; the same seed is the same sequence, and without one it is a fresh one
+    #[arg(long, value_name = "S", global = true)]
+    pub(crate) seed: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub(crate) enum Oracle {
-    /// The in-kernel local APIC of Linux, through /dev/kvm, in x2APIC mode; no guest runs
-    Kvm {
-        /// How many operations
-        #[arg(long = "ops", value_name = "N", default_value_t = 1_000_000)]
-        operations: u64,
-
-        /// Where the sequence begins; the same seed is the same sequence
-        #[arg(long, value_name = "S", default_value_t = 1)]
-        seed: u64,
-    },
+    /// The in-kernel local APIC of Linux, through /dev/kvm
+    Kvm,
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, oracle};
 use crate::cli::{Machine, TestArgs};
 use crate::report::Counts;
 
@@ -102,12 +102,17 @@ pub(crate) const STAGES: [Stage; 12] = [
 
 /// One million operations; a fixed seed, so that a failure can be met again.
 fn oracle_kvm(context: &Context) -> Result<Outcome> {
-    let findings = super::oracle::kvm(context, 1_000_000, 1)?;
-    Ok(match &findings.skipped {
+    let size = oracle::Size { operations: Some(1_000_000), seed: 1 };
+    Ok(outcome_of(&oracle::kvm(context, size)?))
+}
+
+/// An oracle is one check.
+fn outcome_of(findings: &oracle::Findings) -> Outcome {
+    match &findings.skipped {
         Some(why) => Outcome::skipped(why.clone()),
-        None if findings.mismatch.is_empty() => Outcome::passed(),
-        None => Outcome::failed(findings.mismatch.join("\n")),
-    })
+        None if findings.failed() => Outcome::failed(findings.details.join("\n")),
+        None => Outcome::passed(),
+    }
 }
 
 impl Stage {

@@ -6,7 +6,10 @@ mod upcall;
 
 use serde::Serialize;
 
-pub(crate) use parse::{Begin, Bug, Case, Exits, Outcome, Parsed, Record, Upcall, parse_line};
+pub(crate) use parse::{
+    Begin, Bug, Case, Deviation, Exits, Mismatch, Oracle, Outcome, Parsed, Record, Upcall,
+    parse_line,
+};
 pub(crate) use table::{print_report, print_stages, print_upcalls};
 pub(crate) use upcall::{Verdict, judge};
 
@@ -34,6 +37,9 @@ pub(crate) struct Report {
     pub(crate) exits: Vec<Exits>,
     pub(crate) upcalls: Vec<Upcall>,
     pub(crate) bugs: Vec<Bug>,
+    pub(crate) oracles: Vec<Oracle>,
+    pub(crate) deviations: Vec<Deviation>,
+    pub(crate) mismatches: Vec<Mismatch>,
     /// What is wrong with the run itself rather than with one case.
     pub(crate) faults: Vec<String>,
     /// The case that was announced and has no result yet.
@@ -92,6 +98,9 @@ impl Report {
             Record::Exits(exits) => self.exits.push(exits),
             Record::Upcall(upcall) => self.upcalls.push(upcall),
             Record::Bug(bug) => self.bugs.push(bug),
+            Record::Oracle(oracle) => self.oracles.push(oracle),
+            Record::Deviation(deviation) => self.deviations.push(deviation),
+            Record::Mismatch(mismatch) => self.mismatches.push(mismatch),
             Record::Log => {}
             Record::Exit(code) => self.exit = Some(code),
         }
@@ -132,6 +141,7 @@ impl Report {
         {
             self.faults.push(format!("the image exited with {code} though no case failed"));
         }
+        self.judge_oracles();
         for exits in &self.exits {
             if exits.expect.is_some_and(|expect| expect != exits.count) {
                 self.faults.push(format!(
@@ -140,6 +150,25 @@ impl Report {
                 ));
             }
         }
+    }
+
+    /// A mismatch is a failure whatever the case that found it says, and so is one without a total.
+    fn judge_oracles(&mut self) {
+        let mut names: Vec<&str> = self.oracles.iter().map(|oracle| &*oracle.name).collect();
+        names.extend(self.mismatches.iter().map(|mismatch| &*mismatch.oracle));
+        names.sort_unstable();
+        names.dedup();
+        let mut faults = Vec::new();
+        for name in names {
+            let totals = self.oracles.iter().filter(|oracle| oracle.name == name);
+            let total: u64 = totals.map(|oracle| oracle.mismatches).sum();
+            let first = self.mismatches.iter().find(|mismatch| mismatch.oracle == name);
+            if total != 0 || first.is_some() {
+                let note = first.map_or("no details", |mismatch| &*mismatch.note);
+                faults.push(format!("oracle {name}: {total} mismatches: {note}"));
+            }
+        }
+        self.faults.extend(faults);
     }
 
     fn close_running(&mut self, why: &str) {
@@ -261,6 +290,16 @@ mod tests {
         assert_eq!(report(&wrong, &End::Exit(0)).counts().failed, 1);
         let free = [BEGIN, "HIL-EXITS op=eoi level=vid mode=xapic count=3 per=100 expect=-"];
         assert_eq!(report(&free, &End::Exit(0)).counts().failed, 0);
+    }
+
+    #[test]
+    fn mismatches_are_failures() {
+        let good = "HIL-ORACLE name=a mode=xapic operations=7 comparisons=7 mismatches=0 note=";
+        let bad = "HIL-ORACLE name=a mode=x2apic operations=7 comparisons=7 mismatches=2 note=";
+        let detail = "HIL-MISMATCH oracle=a seed=1 step=4 note=TPR";
+        assert_eq!(report(&[BEGIN, good], &End::Exit(0)).counts().failed, 0);
+        assert_eq!(report(&[BEGIN, good, bad], &End::Exit(0)).counts().failed, 1);
+        assert_eq!(report(&[BEGIN, good, detail], &End::Exit(0)).counts().failed, 1);
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub(crate) enum Record {
     Exits(Exits),
     Upcall(Upcall),
     Bug(Bug),
+    Oracle(Oracle),
+    Deviation(Deviation),
+    Mismatch(Mismatch),
     Log,
     Exit(u32),
 }
@@ -105,6 +108,35 @@ pub(crate) struct Bug {
     pub(crate) note: String,
 }
 
+/// What one oracle did in one mode.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub(crate) struct Oracle {
+    pub(crate) name: String,
+    pub(crate) mode: String,
+    pub(crate) operations: u64,
+    pub(crate) comparisons: u64,
+    pub(crate) mismatches: u64,
+    pub(crate) note: String,
+}
+
+/// How often a known deviation of what an oracle asks was met.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub(crate) struct Deviation {
+    pub(crate) oracle: String,
+    pub(crate) row: String,
+    pub(crate) count: u64,
+    pub(crate) note: String,
+}
+
+/// Something that differs and should not.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub(crate) struct Mismatch {
+    pub(crate) oracle: String,
+    pub(crate) seed: u64,
+    pub(crate) step: u64,
+    pub(crate) note: String,
+}
+
 impl Case {
     pub(crate) fn same_as(&self, other: &Self) -> bool {
         (&self.case, &self.level, &self.mode) == (&other.case, &other.level, &other.mode)
@@ -128,6 +160,9 @@ pub(crate) fn parse_line(line: &str) -> Parsed {
         "HIL-EXITS" => Fields::read(rest).and_then(|fields| exits(&fields)),
         "HIL-UPCALL" => Fields::read(rest).and_then(|fields| upcall(&fields)),
         "HIL-BUG" => Fields::read(rest).and_then(|fields| bug(&fields)),
+        "HIL-ORACLE" => Fields::read(rest).and_then(|fields| oracle(&fields)),
+        "HIL-DEVIATION" => Fields::read(rest).and_then(|fields| deviation(&fields)),
+        "HIL-MISMATCH" => Fields::read(rest).and_then(|fields| mismatch(&fields)),
         _ => Err("unknown kind".to_owned()),
     };
     record.map_or_else(Parsed::Malformed, Parsed::Record)
@@ -214,6 +249,35 @@ fn upcall(fields: &Fields<'_>) -> Result<Record, String> {
 
 fn bug(fields: &Fields<'_>) -> Result<Record, String> {
     Ok(Record::Bug(Bug { name: fields.text("name")?, note: fields.note() }))
+}
+
+fn oracle(fields: &Fields<'_>) -> Result<Record, String> {
+    Ok(Record::Oracle(Oracle {
+        name: fields.text("name")?,
+        mode: fields.text("mode")?,
+        operations: fields.number("operations")?,
+        comparisons: fields.number("comparisons")?,
+        mismatches: fields.number("mismatches")?,
+        note: fields.note(),
+    }))
+}
+
+fn deviation(fields: &Fields<'_>) -> Result<Record, String> {
+    Ok(Record::Deviation(Deviation {
+        oracle: fields.text("oracle")?,
+        row: fields.text("row")?,
+        count: fields.number("count")?,
+        note: fields.note(),
+    }))
+}
+
+fn mismatch(fields: &Fields<'_>) -> Result<Record, String> {
+    Ok(Record::Mismatch(Mismatch {
+        oracle: fields.text("oracle")?,
+        seed: fields.number("seed")?,
+        step: fields.number("step")?,
+        note: fields.note(),
+    }))
 }
 
 /// The `key=value` words of one record; `note=` takes the rest of the line.
@@ -305,6 +369,23 @@ mod tests {
     }
 
     #[test]
+    fn what_an_oracle_found() {
+        let line =
+            "HIL-ORACLE name=native mode=xapic operations=7 comparisons=70 mismatches=1 note=a b";
+        assert!(
+            matches!(parse_line(line), Parsed::Record(Record::Oracle(o)) if (o.operations, o.comparisons, o.mismatches) == (7, 70, 1) && o.note == "a b")
+        );
+        let line = "HIL-DEVIATION oracle=native row=EsrBit count=3 note=SDM 10.5.3";
+        assert!(
+            matches!(parse_line(line), Parsed::Record(Record::Deviation(d)) if d.row == "EsrBit" && d.count == 3)
+        );
+        let line = "HIL-MISMATCH oracle=native seed=18446744073709551615 step=4 note=x=1";
+        assert!(
+            matches!(parse_line(line), Parsed::Record(Record::Mismatch(m)) if m.seed == u64::MAX && m.note == "x=1")
+        );
+    }
+
+    #[test]
     fn malformed_records_are_told() {
         for line in [
             "HIL-",
@@ -319,6 +400,9 @@ mod tests {
             "HIL-EXITS op=eoi level=vid mode=xapic count=1 per=1",
             "HIL-UPCALL way=silent who=else mode=xapic irr_clean=yes expected=1 seen=0 exits=7 result=lost",
             "HIL-UPCALL way=silent who=driver mode=xapic irr_clean=1 expected=1 seen=0 exits=7 result=lost",
+            "HIL-ORACLE name=native mode=xapic operations=7 comparisons=70 note=",
+            "HIL-DEVIATION oracle=native row=A count=many note=",
+            "HIL-MISMATCH oracle=native seed=1 note=",
             "HIL-BEGIN version=2 machine=bochs vendor=GenuineIntel cpus=4 features=",
             "HIL-BEGIN version=1 machine=bochs vendor=GenuineIntel cpus=99999999999 features=",
         ] {

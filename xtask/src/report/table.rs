@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::upcall::{Verdict, word};
 use super::{Outcome, Report, Upcall};
+use crate::command::oracle::{Findings, write_findings};
 use crate::command::stage::Done;
 use crate::report::parse::Who;
 
@@ -28,6 +29,9 @@ pub(crate) fn print_report(out: &mut impl Write, report: &Report) -> Result<()> 
     }
     if !report.exits.is_empty() {
         write_exits(out, report)?;
+    }
+    if !report.oracles.is_empty() {
+        write_findings(out, &Findings::of_report(report))?;
     }
     for bug in &report.bugs {
         writeln!(out, "emulator bug {}: {}", bug.name, bug.note)?;
