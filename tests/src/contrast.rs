@@ -5,7 +5,6 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use apicv::Posting;
 use vlapic_core::{Inbox, Notify, Slot, Trigger, Vector};
 
 /// The flag and the vector of each vCPU.
@@ -26,21 +25,21 @@ impl Contrast {
     }
 
     /// Registers a vector and raises it at once if the flag says so.
-    pub fn register(
+    pub fn register<I: Inbox>(
         &mut self,
         index: usize,
         vector: Vector,
-        slot: &Slot<'_, Posting<'_>>,
+        slot: &Slot<'_, I>,
     ) -> Notify {
         self.0[index].vector = Some(vector);
         self.raise(index, slot)
     }
 
     /// Sets the pending byte and, if it was clear, raises the upcall.
-    pub fn notify(
+    pub fn notify<I: Inbox>(
         &mut self,
         index: usize,
-        slot: &Slot<'_, Posting<'_>>,
+        slot: &Slot<'_, I>,
         pending: &[AtomicU8],
     ) -> Notify {
         match pending[index].swap(1, Ordering::SeqCst) {
@@ -50,10 +49,10 @@ impl Contrast {
     }
 
     /// An exit told of a write to SVR.
-    pub fn svr_written(
+    pub fn svr_written<I: Inbox>(
         &mut self,
         index: usize,
-        slot: &Slot<'_, Posting<'_>>,
+        slot: &Slot<'_, I>,
         pending: &[AtomicU8],
     ) -> Notify {
         let was_enabled = self.0[index].enabled;
@@ -64,7 +63,7 @@ impl Contrast {
         self.raise(index, slot)
     }
 
-    fn raise(&self, index: usize, slot: &Slot<'_, Posting<'_>>) -> Notify {
+    fn raise<I: Inbox>(&self, index: usize, slot: &Slot<'_, I>) -> Notify {
         match self.0[index] {
             State { enabled: true, vector: Some(vector) } => {
                 slot.inbox().post(slot.page(), vector, Trigger::Edge)

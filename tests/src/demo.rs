@@ -1,28 +1,66 @@
-//! The upcall story, told on the silicon model.
+//! The upcall story, told on the silicon models.
+
+mod amd;
+mod intel;
 
 use std::fmt;
-use std::sync::atomic::Ordering;
 
 use vlapic_core::{Bank, Mode, Register};
 
-use crate::hypervisor::{Config, Hypervisor, Level, run};
+use crate::steps::Subject;
 
 /// The upcall vector of the story.
 const VECTOR: u8 = 0xf3;
 /// How long, in TSC ticks, an owed upcall may wait for a look at SVR.
 const RECHECK: u64 = 10_000;
 
-/// The story in every way of writing SVR that a mode has, told of the driver and of the contrast.
-///
-/// WRMSR of SVR has no APIC-write exit, so in x2APIC mode that way does not exist.
+/// Whose processor the story is told on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Processor {
+    /// Intel's, with APICv.
+    Apicv,
+    /// AMD's, without AVIC.
+    Svm,
+    /// AMD's, with AVIC and x2AVIC.
+    Avic,
+}
+
+impl Processor {
+    /// By its name on a command line.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "apicv" => Some(Self::Apicv),
+            "svm" => Some(Self::Svm),
+            "avic" => Some(Self::Avic),
+            _ => None,
+        }
+    }
+
+    /// The ways of writing SVR that the processor has.
+    ///
+    /// With x2APIC the write is a WRMSR that the hypervisor intercepts, on either vendor's: there is no way in which the
+    /// processor stores first and exits then.
+    fn ways(self, mode: Mode) -> &'static [Way] {
+        match (self, mode) {
+            (Self::Avic, Mode::XApic) => &[Way::Trap, Way::Silent],
+            (Self::Apicv, Mode::XApic) => &[Way::Emulated, Way::ApicWrite, Way::Silent],
+            _ => &[Way::Emulated, Way::Silent],
+        }
+    }
+}
+
+/// The story in every way of writing SVR that `processor` has, in both modes, told of the driver and of the contrast.
 #[must_use]
-pub fn upcall_story() -> Vec<UpcallRow> {
+pub fn upcall_story(processor: Processor) -> Vec<UpcallRow> {
     let mut rows = Vec::new();
     for mode in [Mode::XApic, Mode::X2Apic] {
-        for way in [Way::Emulated, Way::ApicWrite, Way::Silent] {
-            if (way, mode) != (Way::ApicWrite, Mode::X2Apic) {
-                rows.extend([Who::Driver, Who::Contrast].map(|who| tell(way, who, mode)));
-            }
+        for &way in processor.ways(mode) {
+            rows.extend([Who::Driver, Who::Contrast].map(|who| match processor {
+                Processor::Apicv => intel::tell(way, who, mode),
+                Processor::Svm => amd::without_avic(way, who, mode),
+                Processor::Avic => amd::with_avic(way, who, mode),
+            }));
         }
     }
     rows
@@ -31,10 +69,12 @@ pub fn upcall_story() -> Vec<UpcallRow> {
 /// How a guest's write to SVR takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// It exits and the hypervisor does it: APIC-access exit, or WRMSR exit.
+    /// It exits and the hypervisor does it: APIC-access exit, nested page fault, or WRMSR exit.
     Emulated,
     /// The processor stores the value, then an APIC-write exit tells of it.
     ApicWrite,
+    /// AVIC stores the value, then exit 402 tells of it.
+    Trap,
     /// The value is in the page and nobody is told.
     Silent,
 }
@@ -98,6 +138,7 @@ impl fmt::Display for UpcallRow {
         let way = match self.way {
             Way::Emulated => "emulated",
             Way::ApicWrite => "apic-write",
+            Way::Trap => "avic-trap",
             Way::Silent => "silent",
         };
         let who = match self.who {
@@ -118,62 +159,59 @@ impl fmt::Display for UpcallRow {
     }
 }
 
-/// vCPU 1 enables its APIC after an event was raised for it; a second event comes later.
-fn tell(way: Way, who: Who, mode: Mode) -> UpcallRow {
-    let level = if way == Way::Emulated { Level::ApicAccess } else { Level::Posted };
-    let mut config = Config::new(level).vcpus(2).mode(mode);
-    if way == Way::Silent {
-        config = config.silent(RECHECK);
-    }
-    run(config, |hypervisor| {
-        if who == Who::Contrast {
-            hypervisor.use_contrast();
-        }
-        hypervisor.register_upcall(1, VECTOR);
-        hypervisor.notify_upcall(1);
-        let irr_clean = nothing_waits(hypervisor);
-        let before = hypervisor.exits(1);
-
-        // In the silent way the window is the page, whatever the mode; a plain store reaches it.
-        write_svr(hypervisor, way, 0x1ff);
-        let mut seen = handle_upcalls(hypervisor);
-        // Enabled once more: no upcall of its own.
-        write_svr(hypervisor, way, 0x1fe);
-        seen += handle_upcalls(hypervisor);
-        hypervisor.notify_upcall(1);
-        seen += handle_upcalls(hypervisor);
-
-        let exits = hypervisor.exits(1) - before;
-        UpcallRow { way, who, mode, irr_clean, expected: 2, seen, exits }
-    })
+/// A hypervisor as the story needs it. All of it is about vCPU 1.
+trait Teller: Subject {
+    /// Registers the upcall vector.
+    fn register(&mut self);
+    /// VM exits so far.
+    fn exits(&self) -> u64;
+    /// Reads a register.
+    fn read(&mut self, register: Register) -> u32;
+    /// Writes SVR.
+    fn write_svr(&mut self, way: Way, value: u32);
+    /// Ends the interrupt in service.
+    fn eoi(&mut self);
+    /// Begins a new list of vectors taken.
+    fn forget_taken(&mut self);
 }
 
-fn write_svr(hypervisor: &mut Hypervisor<'_>, way: Way, value: u64) {
-    if way == Way::Silent {
-        hypervisor.store_silently(1, Register::Svr, value as u32);
-    } else {
-        hypervisor.write(1, Register::Svr, value);
-    }
+/// vCPU 1 enables its APIC after an event was raised for it; a second event comes later.
+fn tell(teller: &mut impl Teller, way: Way, who: Who, mode: Mode) -> UpcallRow {
+    teller.register();
+    teller.notify_upcall(1);
+    let irr_clean = nothing_waits(teller);
+    let before = teller.exits();
+
+    teller.write_svr(way, 0x1ff);
+    let mut seen = handle_upcalls(teller);
+    // Enabled once more: no upcall of its own.
+    teller.write_svr(way, 0x1fe);
+    seen += handle_upcalls(teller);
+    teller.notify_upcall(1);
+    seen += handle_upcalls(teller);
+
+    let exits = teller.exits() - before;
+    UpcallRow { way, who, mode, irr_clean, expected: 2, seen, exits }
 }
 
 /// What Linux checks before it enables an APIC: nothing requested, nothing in service.
-fn nothing_waits(hypervisor: &mut Hypervisor<'_>) -> bool {
-    (0..8).map(Bank::new).all(|bank| {
-        hypervisor.read(1, Register::Irr(bank)) == 0 && hypervisor.read(1, Register::Isr(bank)) == 0
-    })
+fn nothing_waits(teller: &mut impl Teller) -> bool {
+    (0..8)
+        .map(Bank::new)
+        .all(|bank| teller.read(Register::Irr(bank)) == 0 && teller.read(Register::Isr(bank)) == 0)
 }
 
 /// The guest runs for a while and handles its upcalls: EOI, then clear the byte. How many there were.
-fn handle_upcalls(hypervisor: &mut Hypervisor<'_>) -> u64 {
+fn handle_upcalls(teller: &mut impl Teller) -> u64 {
     let mut seen = 0;
     for _ in 0..4 {
-        hypervisor.advance(RECHECK as u32);
-        while hypervisor.taken(1).len() as u64 > seen {
+        teller.advance(RECHECK as u32);
+        while teller.seen(1).taken.len() as u64 > seen {
             seen += 1;
-            hypervisor.eoi(1);
-            hypervisor.storage().pending[1].store(0, Ordering::SeqCst);
+            teller.eoi();
+            teller.clear_pending(1);
         }
     }
-    hypervisor.vcpu_mut(1).forget_taken();
+    teller.forget_taken();
     seen
 }

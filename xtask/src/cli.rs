@@ -21,10 +21,11 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show the upcall story on an emulated VT-x machine, as one table
+    /// Show the upcall story on emulated VT-x and SVM machines and on AVIC, as one table
     ///
-    /// Fetches Bochs if the machine has none, builds the bare-metal image, boots it and judges what
-    /// the guest saw. Where no emulator can be had, the story runs on the software silicon model.
+    /// Fetches Bochs and QEMU if the machine has none, builds the bare-metal image, boots it on both and
+    /// judges what the guests saw. AVIC, which no emulator has, is a software model of the processor;
+    /// so is the rest where its emulator cannot be had. The table says which.
     Demo(DemoArgs),
     /// Run every check: fmt, clippy, doc, tests, packaging, and the image on the emulators
     ///
@@ -51,7 +52,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
-    /// Do not look for an emulator: run the story on the software silicon model
+    /// Do not look for emulators: run the whole story on the software silicon models
     #[arg(long)]
     pub(crate) model: bool,
 
@@ -177,6 +178,18 @@ impl Machine {
             Self::QemuSvm => "qemu-svm",
             Self::Kvm => "kvm",
             Self::Metal => "metal",
+        }
+    }
+}
+
+impl Machine {
+    /// For people.
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::Bochs => "Bochs",
+            Self::QemuSvm => "QEMU",
+            Self::Kvm => "QEMU on KVM",
+            Self::Metal => "a real machine",
         }
     }
 }

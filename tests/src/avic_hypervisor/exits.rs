@@ -106,7 +106,8 @@ impl Hypervisor<'_> {
     /// The driver's part of an entry.
     pub(super) fn prepare(&mut self, index: usize) -> Prepared {
         let storage = self.storage;
-        let input = EntryInput { pending: Some(&storage.pending[index]), ..self.input(index) };
+        let pending = self.contrast.is_none().then(|| &storage.pending[index]);
+        let input = EntryInput { pending, ..self.input(index) };
         let vcpu = &mut self.vcpus[index];
         let vmcb = vcpu.vmcb.as_mut().expect("a VMCB at hand");
         let entry = match vcpu.driver.before_entry(&mut View(vmcb), input) {
@@ -206,6 +207,21 @@ impl Hypervisor<'_> {
         let reason = Exit::of(&view);
         let outcome = vcpu.driver.after_exit(&mut view, reason, now);
         vcpu.vmcb = Some(vmcb);
+        let result = self.after_outcome(index, exit, op, outcome);
+        if result != Handled::Retry && op.and_then(written) == Some(SVR) {
+            self.svr_was_written(index);
+        }
+        result
+    }
+
+    fn after_outcome(
+        &mut self,
+        index: usize,
+        exit: VmExit,
+        op: Option<GuestOp>,
+        outcome: ExitOutcome,
+    ) -> Handled {
+        let cpu = self.vcpus[index].cpu.expect("a CPU");
         let emulate = |hypervisor: &mut Self| match op {
             Some(op) => Handled::Done(hypervisor.emulate(index, op)),
             None => Handled::Done(Answer::Done),
@@ -233,6 +249,15 @@ impl Hypervisor<'_> {
                 }
                 _ => emulate(self),
             },
+        }
+    }
+
+    /// An exit told of a write to SVR.
+    fn svr_was_written(&mut self, index: usize) {
+        let slot = self.slot(index);
+        if let Some(contrast) = &mut self.contrast {
+            let notify = contrast.svr_written(index, slot, &self.storage.pending);
+            self.notify(index, notify);
         }
     }
 
@@ -304,6 +329,17 @@ impl Hypervisor<'_> {
 
 /// Where guests find the register window after reset.
 pub(super) const WINDOW: u64 = vlapic_core::ApicBase::DEFAULT_ADDRESS;
+
+const SVR: u16 = 0x0f0;
+
+/// The register that is written, in either mode.
+fn written(op: GuestOp) -> Option<u16> {
+    match op {
+        GuestOp::Write { .. } => slot_of(op),
+        GuestOp::Wrmsr { msr: msr @ 0x800..=0x8ff, .. } => Some((msr as u16 & 0xff) << 4),
+        _ => None,
+    }
+}
 
 /// The register that an access is to.
 fn slot_of(op: GuestOp) -> Option<u16> {

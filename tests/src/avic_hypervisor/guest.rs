@@ -3,10 +3,14 @@
 use vlapic_core::{Effect, Fault, IA32_APIC_BASE, Mode, Register, Width};
 
 use super::exits::Handled;
-use super::{Hypervisor, Run};
-use crate::avic_model::{GuestOp, Outcome};
+use super::vcpu::NESTED_CR3;
+use super::{Hypervisor, Run, Storage};
+use crate::avic_model::{GuestOp, Mapping, Outcome};
 
 pub(super) use crate::hypervisor::{Answer, Op};
+
+/// Where a guest that may store silently sees its page.
+const SILENT_WINDOW: u64 = 0x4000_0000;
 
 impl Hypervisor<'_> {
     /// Has a vCPU execute one instruction, then lets every vCPU take what it can take.
@@ -139,6 +143,24 @@ impl Hypervisor<'_> {
             Answer::Value(value) => value as u32,
             answer => unreachable!("{register:?}: {answer:?}"),
         }
+    }
+
+    /// A store to the page itself, which the VM maps into the guest as plain memory: nobody is told.
+    ///
+    /// # Panics
+    /// If the vCPU does not run.
+    pub fn store_silently(&mut self, index: usize, register: Register, value: u32) {
+        let mapping = Mapping { page: Storage::page_address(index), writable: true };
+        self.machine.nested().map(NESTED_CR3, SILENT_WINDOW, mapping);
+        self.boundaries(index);
+        assert!(self.enter(index), "a vCPU that runs");
+        let cpu = self.vcpus[index].cpu.expect("a CPU");
+        let address = SILENT_WINDOW + u64::from(register.offset());
+        let store = GuestOp::Write { address, width: 4, value: value.into() };
+        assert_eq!(self.machine.cores[cpu].run(store), Outcome::Done, "a plain store");
+        self.machine.nested().unmap(NESTED_CR3, SILENT_WINDOW);
+        self.machine.cores[cpu].flush_tlb(None);
+        self.settle();
     }
 
     /// Ends the interrupt in service.

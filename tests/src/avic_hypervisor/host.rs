@@ -211,15 +211,24 @@ impl Hypervisor<'_> {
     /// # Panics
     /// If the vector is illegal.
     pub fn register_upcall(&mut self, index: usize, vector: u8) {
-        let pending = &self.storage.pending[index];
-        let notify = self.slot(index).register_upcall(vector, pending).expect("a legal vector");
+        let (pending, slot) = (&self.storage.pending[index], self.slot(index));
+        let notify = match &mut self.contrast {
+            Some(contrast) => {
+                contrast.register(index, Vector::new(vector).expect("a legal vector"), slot)
+            }
+            None => slot.register_upcall(vector, pending).expect("a legal vector"),
+        };
         self.notify(index, notify);
         self.settle();
     }
 
     /// An event for a vCPU: its pending byte, and the upcall that goes with it.
     pub fn notify_upcall(&mut self, index: usize) {
-        let notify = self.slot(index).notify_upcall(&self.storage.pending[index]);
+        let slot = self.slot(index);
+        let notify = match &mut self.contrast {
+            Some(contrast) => contrast.notify(index, slot, &self.storage.pending),
+            None => slot.notify_upcall(&self.storage.pending[index]),
+        };
         self.notify(index, notify);
         self.settle();
     }

@@ -37,6 +37,7 @@ use avic::{Backing, Capabilities, Face, Route, Shared};
 use vlapic_core::{Register, Slot, Vm};
 
 use crate::avic_model::{Machine, control, field, register};
+use crate::contrast::Contrast;
 use crate::model::{Memory, PhysicalInterrupt};
 
 /// Makes a CPU leave guest mode.
@@ -88,6 +89,8 @@ pub struct Hypervisor<'m> {
     now: u64,
     /// Whether all that is in flight arrives before anything else is done.
     prompt: bool,
+    /// Who raises upcalls instead of the driver.
+    contrast: Option<Contrast>,
 }
 
 impl<'m> Hypervisor<'m> {
@@ -115,6 +118,7 @@ impl<'m> Hypervisor<'m> {
             config,
             now: 1000,
             prompt: true,
+            contrast: None,
         };
         for index in 0..config.vcpus {
             hypervisor.vcpus[index].cpu = (index < config.cpus).then_some(index);
@@ -171,6 +175,11 @@ impl<'m> Hypervisor<'m> {
     /// How many exits a vCPU took.
     pub fn exits(&self, index: usize) -> u64 {
         self.vcpus[index].exits
+    }
+
+    /// Leaves upcalls to the model with a cached flag.
+    pub fn use_contrast(&mut self) {
+        self.contrast = Some(Contrast::new(self.vcpus.len()));
     }
 
     /// How the processor helps a vCPU, as its VMCB says.

@@ -11,7 +11,7 @@ pub(crate) use parse::{
     parse_line,
 };
 pub(crate) use table::{print_report, print_stages, print_upcalls};
-pub(crate) use upcall::{Verdict, judge};
+pub(crate) use upcall::{Told, Verdict, judge};
 
 /// How a run of the image ended.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]

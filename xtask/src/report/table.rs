@@ -5,8 +5,8 @@ use std::io::Write;
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::upcall::{Verdict, word};
-use super::{Outcome, Report, Upcall};
+use super::upcall::{Told, Verdict, word};
+use super::{Outcome, Report};
 use crate::command::oracle::{Findings, write_findings};
 use crate::command::stage::Done;
 use crate::report::parse::Who;
@@ -24,8 +24,10 @@ pub(crate) fn print_report(out: &mut impl Write, report: &Report) -> Result<()> 
         write_cases(out, report)?;
     }
     if !report.upcalls.is_empty() {
-        let (verdicts, _) = super::judge(&report.upcalls);
-        print_upcalls(out, &report.upcalls, &verdicts)?;
+        let (verdicts, _) = super::judge(&report.upcalls, &[]);
+        let told = |(row, verdict)| Told { processor: None, row, verdict };
+        let rows: Vec<_> = report.upcalls.iter().zip(&verdicts).map(told).collect();
+        print_upcalls(out, &rows)?;
     }
     if !report.exits.is_empty() {
         write_exits(out, report)?;
@@ -56,13 +58,11 @@ fn write_cases(out: &mut impl Write, report: &Report) -> Result<()> {
     Ok(writeln!(out, "{table}")?)
 }
 
-/// The upcall story, one row for each way and each of driver and contrast.
-pub(crate) fn print_upcalls(
-    out: &mut impl Write,
-    rows: &[Upcall],
-    verdicts: &[Verdict],
-) -> Result<()> {
+/// The upcall story, one row for each way and each of driver and contrast. The first column is the
+/// processor, if the rows name any.
+pub(crate) fn print_upcalls(out: &mut impl Write, rows: &[Told<'_>]) -> Result<()> {
     let heads = [
+        "processor",
         "SVR is written",
         "who",
         "mode",
@@ -72,12 +72,14 @@ pub(crate) fn print_upcalls(
         "exits",
         "verdict",
     ];
-    let mut table = table(&heads);
-    align_right(&mut table, 4..7);
-    for (row, verdict) in rows.iter().zip(verdicts) {
+    let first = usize::from(rows.iter().all(|told| told.processor.is_none()));
+    let mut table = table(&heads[first..]);
+    align_right(&mut table, 5 - first..8 - first);
+    for Told { processor, row, verdict } in rows {
         let way = match row.way.as_str() {
             "emulated" => "by emulation (an exit for the access)",
             "apic-write" => "by APIC-write exit",
+            "avic-trap" => "by AVIC's trap (exit 402)",
             "silent" => "silently (no exit)",
             "silent-disable" => "silently off, event, silently on",
             other => other,
@@ -95,7 +97,9 @@ pub(crate) fn print_upcalls(
         let clean = if row.irr_clean { "yes" } else { "no" };
         let [expected, seen, exits] =
             [row.expected, row.seen, row.exits].map(|number| number.to_string());
-        table.add_row([way, who, &row.mode, clean, &expected, &seen, &exits, &verdict]);
+        let processor = processor.unwrap_or_default();
+        let cells = [processor, way, who, &row.mode, clean, &expected, &seen, &exits, &verdict];
+        table.add_row(&cells[first..]);
     }
     Ok(writeln!(out, "{table}")?)
 }

@@ -4,8 +4,13 @@ use serde::Serialize;
 
 use super::parse::{Delivery, Upcall, Who};
 
-/// The three ways in which a guest's write of SVR takes effect.
-pub(crate) const WAYS: [&str; 3] = ["emulated", "apic-write", "silent"];
+/// A row with its verdict, and the processor it was seen on where a table has several.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Told<'r> {
+    pub(crate) processor: Option<&'r str>,
+    pub(crate) row: &'r Upcall,
+    pub(crate) verdict: &'r Verdict,
+}
 
 /// The ways in which nobody is told of the write: where a cached flag must be wrong. The last is the
 /// converse: the APIC is disabled silently, and an event comes before it is enabled again.
@@ -22,14 +27,15 @@ pub(crate) enum Verdict {
     Shown,
 }
 
-/// Judges each row, and names the rows that are missing.
+/// Judges each row, and names the rows that are missing: the driver's for each of `ways` in which a
+/// guest's write of SVR takes effect, and the contrast's for the silent one.
 ///
 /// The driver must be right in every way. The contrast must be wrong where no exit tells it of the
 /// write; in the other ways it is shown as it is.
-pub(crate) fn judge(rows: &[Upcall]) -> (Vec<Verdict>, Vec<String>) {
+pub(crate) fn judge(rows: &[Upcall], ways: &[&str]) -> (Vec<Verdict>, Vec<String>) {
     let verdicts = rows.iter().map(judge_row).collect();
     let has = |way: &str, who| rows.iter().any(|row| row.way == way && row.who == who);
-    let mut missing: Vec<String> = WAYS
+    let mut missing: Vec<String> = ways
         .iter()
         .filter(|way| !has(way, Who::Driver))
         .map(|way| format!("no row of the driver for {way}"))
@@ -98,7 +104,7 @@ mod tests {
     }
 
     fn failures(rows: &[Upcall]) -> usize {
-        let (verdicts, missing) = judge(rows);
+        let (verdicts, missing) = judge(rows, &["emulated", "apic-write", "silent"]);
         verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Fail(_))).count()
             + missing.len()
     }
