@@ -44,6 +44,10 @@ pub(crate) enum Command {
     /// The same operations are done to both, and everything readable is compared after each. What is
     /// known to differ is a table, one row each with its reason; anything else fails.
     Oracle(OracleArgs),
+    /// Write all 2^32 low words of ICR, for both vendors in both modes, and hold them to the manuals
+    ///
+    /// A few minutes on two CPUs. The other spaces are smaller and are tests (`exhaustive_*`).
+    Exhaustive,
     /// Fetch the emulators the other commands use, without root
     ///
     /// Bochs is looked for on PATH (2.8 or newer) and else unpacked under target/tools/.

@@ -1,6 +1,7 @@
 //! The commands, one module each.
 
 mod demo;
+mod exhaustive;
 mod hil;
 mod image;
 pub(crate) mod oracle;
@@ -68,6 +69,7 @@ pub(crate) fn run(cli: &Cli) -> Result<Verdict> {
         Command::Hil(arguments) => hil::run(&context, arguments),
         Command::Image(arguments) => image::run(&context, arguments),
         Command::Oracle(arguments) => oracle::run(&context, arguments),
+        Command::Exhaustive => exhaustive::run(&context),
         Command::Setup(arguments) => setup::run(&context, arguments),
     }
 }

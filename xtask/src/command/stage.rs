@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Context, oracle};
+use super::{Context, exhaustive, oracle};
 use crate::cli::{Machine, TestArgs};
 use crate::report::Counts;
 
@@ -41,7 +41,7 @@ pub(crate) struct Done {
 }
 
 /// All stages, the quick ones first.
-pub(crate) const STAGES: [Stage; 12] = [
+pub(crate) const STAGES: [Stage; 13] = [
     Stage { name: "fmt", about: "formatting", work: |context, _| cargo::fmt(context) },
     Stage {
         name: "clippy",
@@ -77,6 +77,11 @@ pub(crate) const STAGES: [Stage; 12] = [
         name: "oracle-kvm",
         about: "the kernel's local APIC against ours",
         work: |context, _| oracle_kvm(context),
+    },
+    Stage {
+        name: "exhaustive",
+        about: "all 2^32 words of ICR against the manuals",
+        work: |context, _| Ok(outcome_of(&exhaustive::all_words(context)?)),
     },
     Stage {
         name: "hil-bochs",

@@ -44,7 +44,7 @@ impl Findings {
     /// Reads what a program on this machine prints: `operations N`, `comparisons N`,
     /// `deviation NAME COUNT REASON`, `mismatches N`, lines that begin with a space for details, or
     /// `SKIPPED WHY`.
-    pub(super) fn of_text(oracle: &str, seed: u64, text: &str) -> Result<Self> {
+    pub(crate) fn of_text(oracle: &str, seed: u64, text: &str) -> Result<Self> {
         let mut findings = Self { oracle: oracle.to_owned(), seed: Some(seed), ..Self::default() };
         let number = |word: &str| word.parse().with_context(|| format!("not a number: {word}"));
         for line in text.lines() {
