@@ -46,7 +46,7 @@ impl Storage {
             pages: (0..vcpus).map(|_| ApicPage::new()).collect(),
             permissions: (0..vcpus).map(|_| MsrPermissions::new()).collect(),
             irtes: (0..vcpus).map(|_| IrteCell::new()).collect(),
-            physical: Box::new([PhysicalPage::new()]),
+            physical: (0..vcpus.div_ceil(512)).map(|_| PhysicalPage::new()).collect(),
             logical: Box::new(LogicalPage::new()),
             log: Box::new(GaLogPage::new()),
             window: Window::new(),
