@@ -188,10 +188,18 @@ impl<'p, I: Inbox> Slot<'p, I> {
     /// INIT, SIPI, NMI, SMI and ExtINT reach an APIC that is software-disabled. Of ExtINT the APM
     /// says so in Vol. 2 16.5 and the contrary in 16.3.1; it is treated as the other latches are.
     pub fn receive(&self, delivery: Delivery) -> Receipt {
-        let latched = match delivery {
+        match delivery {
             Delivery::Fixed { vector, trigger } | Delivery::LowestPriority { vector, trigger } => {
-                return self.request(vector, trigger);
+                self.request(vector, trigger)
             }
+            latched => self.latch(latched),
+        }
+    }
+
+    /// Anything but a vector.
+    fn latch(&self, delivery: Delivery) -> Receipt {
+        let latched = match delivery {
+            Delivery::Fixed { .. } | Delivery::LowestPriority { .. } => false,
             _ if !self.present() => false,
             Delivery::Smi => self.latches.latch_smi(),
             Delivery::Nmi => self.latches.latch_nmi(),
@@ -267,44 +275,56 @@ impl<'p, I: Inbox> Slot<'p, I> {
     /// entry (SDM Vol. 3B 18.6.3). LINT pins have [`set_lint`](Self::set_lint), the timer its own
     /// clock.
     pub fn local_event(&self, entry: LvtEntry) -> Receipt {
+        let mut receipt = self.raise(entry);
+        match receipt.outcome {
+            // An error's own illegal vector must not raise a further error.
+            Outcome::IllegalVector if entry == LvtEntry::Error => {
+                self.add_errors(Errors::RECEIVE_ILLEGAL_VECTOR);
+            }
+            Outcome::IllegalVector => {
+                receipt.notify = self.record_error(Errors::RECEIVE_ILLEGAL_VECTOR);
+            }
+            Outcome::Accepted
+                if entry == LvtEntry::Performance
+                    && self.profile.vendor() == crate::profile::Vendor::Intel =>
+            {
+                let word = self.page.word(Register::Lvt(entry).offset());
+                word.fetch_or(Lvt::MASK, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        receipt
+    }
+
+    /// Delivers what `entry` says; an illegal vector is left to be recorded.
+    fn raise(&self, entry: LvtEntry) -> Receipt {
         let lvt = self.lvt(entry);
         if lvt.masked() || !self.present() {
             return Receipt::REFUSED;
         }
-        let receipt = match lvt.delivery() {
-            LvtDelivery::Fixed if Vector::new(lvt.vector()).is_none() => {
-                // An error's own illegal vector must not raise a further error.
-                let notify = if entry == LvtEntry::Error {
-                    self.add_errors(Errors::RECEIVE_ILLEGAL_VECTOR);
-                    Notify::None
-                } else {
-                    self.record_error(Errors::RECEIVE_ILLEGAL_VECTOR)
-                };
-                return Receipt::new(Outcome::IllegalVector, notify);
-            }
-            LvtDelivery::Fixed => self.request(lvt.vector(), Trigger::Edge),
-            LvtDelivery::Smi => self.receive(Delivery::Smi),
-            LvtDelivery::Nmi => self.receive(Delivery::Nmi),
+        match lvt.delivery() {
+            LvtDelivery::Fixed => match Vector::new(lvt.vector()) {
+                Some(vector) => self.accept(vector, Trigger::Edge),
+                None => Receipt::new(Outcome::IllegalVector, Notify::None),
+            },
+            LvtDelivery::Smi => self.latch(Delivery::Smi),
+            LvtDelivery::Nmi => self.latch(Delivery::Nmi),
             // Not supported by any entry that comes here (SDM Vol. 3A 10.5.1).
             LvtDelivery::Init | LvtDelivery::ExtInt | LvtDelivery::Reserved => Receipt::REFUSED,
-        };
-        if entry == LvtEntry::Performance
-            && receipt.outcome == Outcome::Accepted
-            && self.profile.vendor() == crate::profile::Vendor::Intel
-        {
-            self.page.word(Register::Lvt(entry).offset()).fetch_or(Lvt::MASK, Ordering::Relaxed);
         }
-        receipt
     }
 
     /// Adds `errors` to those that the next write to ESR will show, and raises the error LVT for
     /// those not pending yet (SDM Vol. 3A 10.5.3).
     pub fn record_error(&self, errors: Errors) -> Notify {
-        if self.add_errors(errors) {
-            self.local_event(LvtEntry::Error).notify
-        } else {
-            Notify::None
+        if !self.add_errors(errors) {
+            return Notify::None;
         }
+        let receipt = self.raise(LvtEntry::Error);
+        if receipt.outcome == Outcome::IllegalVector {
+            self.add_errors(Errors::RECEIVE_ILLEGAL_VECTOR);
+        }
+        receipt.notify
     }
 
     /// What the entry `entry` says: of the page's word the bits that software can write, masked

@@ -48,6 +48,11 @@ pub(crate) enum Command {
     ///
     /// A few minutes on two CPUs. The other spaces are smaller and are tests (`exhaustive_*`).
     Exhaustive,
+    /// Read the machine code of the interrupt path: no panic, the expected code, its size and stack
+    ///
+    /// Every entry point is built as a user's hypervisor would have it. None may reach a panic, a
+    /// formatter or an allocator; the hottest have their expected code in tests/codegen/expected.
+    Codegen(CodegenArgs),
     /// Fetch the emulators the other commands use, without root
     ///
     /// Bochs is looked for on PATH (2.8 or newer) and else unpacked under target/tools/.
@@ -129,6 +134,13 @@ pub(crate) struct OracleArgs {
 pub(crate) enum Oracle {
     /// The in-kernel local APIC of Linux, through /dev/kvm
     Kvm,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CodegenArgs {
+    /// Take the code as it is now for the expected code
+    #[arg(long)]
+    pub(crate) bless: bool,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod command;
 mod emulator;
 mod hil_build;
 mod image;
+mod machine_code;
 mod process;
 mod progress;
 mod report;

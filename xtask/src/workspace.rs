@@ -58,6 +58,11 @@ impl Workspace {
         self.target.join("packages")
     }
 
+    /// The library whose machine code is read; its own cargo target directory as well.
+    pub(crate) fn machine_code(&self) -> PathBuf {
+        self.target.join("codegen")
+    }
+
     /// What the stages of `cargo xtask test` printed.
     pub(crate) fn logs(&self) -> PathBuf {
         self.target.join("xtask-logs")

@@ -1,5 +1,6 @@
 //! The commands, one module each.
 
+pub(crate) mod codegen;
 mod demo;
 mod exhaustive;
 mod hil;
@@ -70,6 +71,7 @@ pub(crate) fn run(cli: &Cli) -> Result<Verdict> {
         Command::Image(arguments) => image::run(&context, arguments),
         Command::Oracle(arguments) => oracle::run(&context, arguments),
         Command::Exhaustive => exhaustive::run(&context),
+        Command::Codegen(arguments) => codegen::run(&context, arguments),
         Command::Setup(arguments) => setup::run(&context, arguments),
     }
 }

@@ -69,6 +69,11 @@ pub(crate) const STAGES: [Stage; 13] = [
         work: |context, _| cargo::bare_target(context),
     },
     Stage {
+        name: "codegen",
+        about: "the machine code of the interrupt path",
+        work: |context, _| codegen(context),
+    },
+    Stage {
         name: "package",
         about: "packaging of the published crates",
         work: |context, _| cargo::package(context),
@@ -104,6 +109,20 @@ pub(crate) const STAGES: [Stage; 13] = [
         work: |_, _| Ok(machine::metal()),
     },
 ];
+
+/// One check an entry point, and one an expected listing.
+fn codegen(context: &Context) -> Result<Outcome> {
+    if let Some(why) = crate::machine_code::cannot_be_read() {
+        return Ok(Outcome::skipped(why));
+    }
+    let findings = super::codegen::look(context)?;
+    let mut outcome = Outcome { failures: findings.failures(), ..Outcome::default() };
+    outcome.skips = findings.skips();
+    outcome.counts.failed = outcome.failures.len();
+    outcome.counts.skipped = outcome.skips.len();
+    outcome.counts.passed = findings.checks() - outcome.counts.failed - outcome.counts.skipped;
+    Ok(outcome)
+}
 
 /// One million operations; a fixed seed, so that a failure can be met again.
 fn oracle_kvm(context: &Context) -> Result<Outcome> {

@@ -1,0 +1,6 @@
+; rustc 1.95.0 (59807616e 2026-04-14)
+delivers:
+    mov rax, [rdi]
+    shr eax, 0xB
+    and eax, 1
+    ret

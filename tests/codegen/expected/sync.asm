@@ -1,0 +1,118 @@
+; rustc 1.95.0 (59807616e 2026-04-14)
+sync:
+    mov rax, [rdi]
+    mov rax, [rax+0x20]
+    test al, 3
+    je L9
+    mov rax, [rdi]
+    mov rcx, [rax+0x20]
+    test cl, 1
+    je L1
+    lock and qword ptr [rax+0x20], 0xFFFFFFFFFFFFFFFE
+L1:
+    lock or dword ptr [rsp-0x40], 0
+    mov rcx, [rax]
+    test rcx, rcx
+    je L3
+    xor ecx, ecx
+    xchg [rax], rcx
+    test ecx, ecx
+    je L2
+    lock or [rsi+0x200], ecx
+L2:
+    shr rcx, 0x20
+    je L3
+    lock or [rsi+0x210], ecx
+L3:
+    mov rcx, [rax+8]
+    test rcx, rcx
+    je L5
+    xor ecx, ecx
+    xchg [rax+8], rcx
+    test ecx, ecx
+    je L4
+    lock or [rsi+0x220], ecx
+L4:
+    shr rcx, 0x20
+    je L5
+    lock or [rsi+0x230], ecx
+L5:
+    mov rcx, [rax+0x10]
+    test rcx, rcx
+    je L7
+    xor ecx, ecx
+    xchg [rax+0x10], rcx
+    test ecx, ecx
+    je L6
+    lock or [rsi+0x240], ecx
+L6:
+    shr rcx, 0x20
+    je L7
+    lock or [rsi+0x250], ecx
+L7:
+    mov rcx, [rax+0x18]
+    test rcx, rcx
+    je L9
+    xor ecx, ecx
+    xchg [rax+0x18], rcx
+    test ecx, ecx
+    je L8
+    lock or [rsi+0x260], ecx
+L8:
+    shr rcx, 0x20
+    je L9
+    lock or [rsi+0x270], ecx
+L9:
+    mov rax, [rdi+8]
+    test rax, rax
+    je L11
+    xor eax, eax
+    xchg [rdi+8], rax
+    test eax, eax
+    je L10
+    lock or [rsi+0x200], eax
+L10:
+    shr rax, 0x20
+    je L11
+    lock or [rsi+0x210], eax
+L11:
+    mov rax, [rdi+0x10]
+    test rax, rax
+    je L13
+    xor eax, eax
+    xchg [rdi+0x10], rax
+    test eax, eax
+    je L12
+    lock or [rsi+0x220], eax
+L12:
+    shr rax, 0x20
+    je L13
+    lock or [rsi+0x230], eax
+L13:
+    mov rax, [rdi+0x18]
+    test rax, rax
+    je L15
+    xor eax, eax
+    xchg [rdi+0x18], rax
+    test eax, eax
+    je L14
+    lock or [rsi+0x240], eax
+L14:
+    shr rax, 0x20
+    je L15
+    lock or [rsi+0x250], eax
+L15:
+    mov rax, [rdi+0x20]
+    test rax, rax
+    je L17
+    xor eax, eax
+    xchg [rdi+0x20], rax
+    test eax, eax
+    je L16
+    lock or [rsi+0x260], eax
+L16:
+    shr rax, 0x20
+    je L17
+    lock or [rsi+0x270], eax
+L17:
+    ret
