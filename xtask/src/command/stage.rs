@@ -41,7 +41,7 @@ pub(crate) struct Done {
 }
 
 /// All stages, the quick ones first.
-pub(crate) const STAGES: [Stage; 13] = [
+pub(crate) const STAGES: &[Stage] = &[
     Stage { name: "fmt", about: "formatting", work: |context, _| cargo::fmt(context) },
     Stage {
         name: "clippy",

@@ -60,7 +60,7 @@ fn list(context: &Context) -> Result<Verdict> {
     let names: Vec<_> =
         STAGES.iter().map(|stage| json!({ "name": stage.name, "about": stage.about })).collect();
     context.print(&names, |out| {
-        for stage in &STAGES {
+        for stage in STAGES {
             writeln!(out, "{:<15} {}", stage.name, stage.about)?;
         }
         Ok(())
