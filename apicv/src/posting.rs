@@ -232,6 +232,10 @@ impl Inbox for Posting<'_> {
         self.collect_staged(page);
     }
 
+    fn drain(&self, page: &ApicPage) {
+        self.collect_all(page);
+    }
+
     fn discard(&self) {
         self.descriptor.clear();
         for word in &self.staged.0 {

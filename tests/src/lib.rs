@@ -7,6 +7,7 @@ pub mod demo;
 pub mod exhaustive;
 pub mod hypervisor;
 pub mod manual;
+pub mod migrate;
 pub mod model;
 pub mod oracle;
 pub mod plain;

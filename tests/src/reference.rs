@@ -2,12 +2,14 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use vlapic_core::state::STATE_LENGTH;
 use vlapic_core::{
     ApicPage, Delivery, DirectInbox, Effect, Event, LocalApic, Message, Mode, Profile, Slot,
     Trigger, Vm,
 };
 
 use crate::hypervisor::{Answer, Op};
+use crate::migrate::{Doing, Movable, Moved};
 use crate::steps::{Seen, Subject, UPCALL};
 
 /// The vCPUs, in one thread.
@@ -178,6 +180,48 @@ impl Cpu {
                 }
                 _ => return,
             }
+        }
+    }
+}
+
+impl Movable for Reference {
+    fn now(&self) -> u64 {
+        self.now
+    }
+
+    fn save(&mut self) -> Vec<Moved> {
+        let now = self.now;
+        let mut saved = Vec::new();
+        for index in 0..self.vcpus.len() {
+            let cpu = &mut self.vcpus[index];
+            let mut state = [0; STATE_LENGTH];
+            cpu.apic.export_state(now, &mut state);
+            let doing = match cpu.run {
+                Run::Ready => Doing::Running,
+                Run::Halted => Doing::Halted,
+                Run::WaitsForSipi => Doing::Waiting,
+            };
+            let (interrupt_flag, pending) = (cpu.interrupt_flag, &self.vcpus[index].pending);
+            saved.push(Moved::new(state, &self.seen(index), interrupt_flag, doing, pending));
+        }
+        saved
+    }
+
+    fn restore(&mut self, vcpus: &[Moved], now: u64) {
+        self.now = now;
+        for (cpu, moved) in self.vcpus.iter_mut().zip(vcpus) {
+            let corrected = cpu.apic.import_state(now, &moved.state);
+            assert!(corrected.is_ok_and(|corrections| corrections.is_empty()), "{corrected:?}");
+            cpu.interrupt_flag = moved.interrupt_flag;
+            cpu.run = match moved.doing {
+                Doing::Running => Run::Ready,
+                Doing::Halted => Run::Halted,
+                Doing::Waiting => Run::WaitsForSipi,
+            };
+            cpu.taken.clone_from(&moved.taken);
+            cpu.broadcasts.clone_from(&moved.broadcasts);
+            cpu.events.clone_from(&moved.events);
+            cpu.pending.store(moved.pending, Ordering::SeqCst);
         }
     }
 }

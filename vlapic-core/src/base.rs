@@ -87,6 +87,20 @@ impl ApicBase {
         self.0.get_bits(12..52) << 12
     }
 
+    /// Whether an APIC of `profile` can hold this word: no reserved bit, and no EXTD without EN.
+    pub(crate) const fn valid(self, profile: &Profile) -> bool {
+        let mut reserved = 0x2FF | !0 << profile.physical_address_bits();
+        if !profile.x2apic() {
+            reserved |= Self::EXTD;
+        }
+        self.0 & reserved == 0 && self.0 & (Self::EN | Self::EXTD) != Self::EXTD
+    }
+
+    /// The word with EN and EXTD clear.
+    pub(crate) const fn without_mode(self) -> Self {
+        Self(self.0 & !(Self::EN | Self::EXTD))
+    }
+
     /// What a guest's WRMSR of `value` makes of this word.
     ///
     /// # Errors
@@ -94,15 +108,10 @@ impl ApicBase {
     /// without EN, and for the transitions disabled to x2APIC and x2APIC to xAPIC (SDM Vol. 3A
     /// 10.12.5.1, Figure 10-27; APM Vol. 2 Figure 16-32).
     pub fn write(self, value: u64, profile: &Profile) -> Result<Self, Fault> {
-        let mut reserved = 0x2FF | !0 << profile.physical_address_bits();
-        if !profile.x2apic() {
-            reserved |= Self::EXTD;
-        }
-        let extended_while_disabled = value & (Self::EN | Self::EXTD) == Self::EXTD;
-        if value & reserved != 0 || extended_while_disabled {
+        let mut new = Self(value);
+        if !new.valid(profile) {
             return Err(Fault::GeneralProtection);
         }
-        let mut new = Self(value);
         match (self.mode(), new.mode()) {
             (Mode::Disabled, Mode::X2Apic) | (Mode::X2Apic, Mode::XApic) => {
                 return Err(Fault::GeneralProtection);

@@ -59,6 +59,12 @@ pub trait Inbox {
     /// Owner, outside guest mode: moves everything posted so far into the page's IRR.
     fn collect(&self, page: &ApicPage);
 
+    /// Owner, outside guest mode: as [`collect`](Self::collect), but looks whatever the hints of who
+    /// posted say. For a state that is to be exported.
+    fn drain(&self, page: &ApicPage) {
+        self.collect(page);
+    }
+
     /// Owner, outside guest mode: forgets what was posted (INIT, RESET).
     ///
     /// Each word has to be cleared with a release operation at least: a poster that finds it

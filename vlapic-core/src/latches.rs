@@ -51,6 +51,8 @@ const SMI: u32 = 1 << 2;
 const EXTINT: u32 = 1 << 3;
 const STARTUP: u32 = 1 << 4;
 const WAITING: u32 = 1 << 5;
+const PINS: u32 = (PIN_LEVEL | PIN_ROSE | PIN_REMOTE_IRR) * 3;
+const EVENTS: u32 = INIT | NMI | SMI | EXTINT | STARTUP;
 const STARTUP_PAGE_SHIFT: u32 = 8;
 const STARTUP_PAGE: u32 = 0xFF << STARTUP_PAGE_SHIFT;
 const PIN_LEVEL: u32 = 1 << 16;
@@ -83,6 +85,26 @@ impl Latches {
     /// The APIC's state is being thrown away without INIT (EN cleared).
     pub(crate) fn begin_life(&self) {
         self.update(|word| (word & !(PIN_REMOTE_IRR * 3)).wrapping_add(LIFE));
+    }
+
+    /// Everything but the life.
+    pub(crate) fn bits(&self) -> u32 {
+        self.load() & !(LIFE * 0xFF)
+    }
+
+    /// Latches as in `bits`, which [`Self::are_possible`], in a new life.
+    pub(crate) fn restore(&self, bits: u32) {
+        self.update(|word| (word & (LIFE * 0xFF)).wrapping_add(LIFE) | bits & !(LIFE * 0xFF));
+    }
+
+    /// Whether `bits` can come of [`Self::bits`]: no life, no unnamed bit, no SIPI that nobody waits
+    /// for, and no start page without a SIPI.
+    pub(crate) const fn are_possible(bits: u32) -> bool {
+        let named = EVENTS | WAITING | STARTUP_PAGE | PINS;
+        let startup = bits & STARTUP != 0;
+        bits & !named == 0
+            && (!startup || bits & (INIT | WAITING) != 0)
+            && (startup || bits & STARTUP_PAGE == 0)
     }
 
     /// Which life between two RESETs or INITs this is, modulo 256.
@@ -196,6 +218,63 @@ impl Latches {
         match self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| Some(change(word))) {
             Ok(old) | Err(old) => old,
         }
+    }
+}
+
+/// What of a vCPU's events other formats keep outside the APIC's own record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Latched {
+    /// An INIT that was not taken yet.
+    pub init: bool,
+    /// A SIPI that was not taken yet, and its start page. Without `init` or `waits` it means nothing
+    /// and is dropped.
+    pub startup: Option<u8>,
+    /// An NMI.
+    pub nmi: bool,
+    /// An SMI.
+    pub smi: bool,
+    /// An ExtINT message.
+    pub extint: bool,
+    /// The vCPU waits for its SIPI.
+    pub waits: bool,
+}
+
+impl Latched {
+    pub(crate) const fn from_bits(bits: u32) -> Self {
+        let startup =
+            if bits & STARTUP == 0 { None } else { Some((bits >> STARTUP_PAGE_SHIFT) as u8) };
+        Self {
+            init: bits & INIT != 0,
+            startup,
+            nmi: bits & NMI != 0,
+            smi: bits & SMI != 0,
+            extint: bits & EXTINT != 0,
+            waits: bits & WAITING != 0,
+        }
+    }
+
+    pub(crate) fn bits(self) -> u32 {
+        let startup = match self.startup {
+            Some(page) if self.init || self.waits => {
+                STARTUP | u32::from(page) << STARTUP_PAGE_SHIFT
+            }
+            _ => 0,
+        };
+        let flags = [
+            (self.init, INIT),
+            (self.nmi, NMI),
+            (self.smi, SMI),
+            (self.extint, EXTINT),
+            (self.waits, WAITING),
+        ];
+        flags.iter().fold(startup, |bits, &(set, bit)| if set { bits | bit } else { bits })
+    }
+}
+
+impl Pin {
+    /// This pin's remote IRR in a word of latches.
+    pub(crate) const fn remote_irr_bit(self) -> u32 {
+        PIN_REMOTE_IRR << self as u32
     }
 }
 

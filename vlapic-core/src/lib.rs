@@ -42,6 +42,7 @@ mod priority;
 mod profile;
 mod register;
 mod slot;
+pub mod state;
 mod svr;
 mod timer;
 mod upcall;

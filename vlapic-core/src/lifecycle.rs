@@ -6,8 +6,8 @@ use crate::fault::Fault;
 use crate::inbox::Inbox;
 use crate::local::LocalApic;
 use crate::lvt::Lvt;
-use crate::profile::Vendor;
-use crate::register::{Bank, LvtEntry, Register};
+use crate::profile::Profile;
+use crate::register::{LvtEntry, Register};
 use crate::svr::Svr;
 use crate::timer::Timer;
 
@@ -93,7 +93,7 @@ impl<I: Inbox> LocalApic<'_, I> {
     /// The caller has made the APIC refuse and has begun a new life, in this order, so that
     /// `Slot::accept` tells a post from before the clearing from one after it: taking the banks of
     /// IRR releases the new life to a post that finds them empty.
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         let page = self.slot.page();
         let profile = self.slot.profile();
         self.timer = Timer::default();
@@ -105,23 +105,8 @@ impl<I: Inbox> LocalApic<'_, I> {
         for word in page.words() {
             word.store(0, Ordering::Relaxed);
         }
-        page.write(Register::Version, profile.version());
-        page.write(Register::Dfr, 0xFFFF_FFFF);
-        page.write(Register::Svr, Svr::RESET.bits());
-        for entry in LvtEntry::ALL {
-            if entry != LvtEntry::Cmci || profile.cmci() {
-                page.write(Register::Lvt(entry), Lvt::RESET.bits());
-            }
-        }
-        if profile.vendor() == Vendor::Amd && profile.extended_space() {
-            page.write(Register::ExtendedFeature, 0x0004_0007);
-            for index in 0..8 {
-                page.write(Register::Ier(Bank::new(index)), 0xFFFF_FFFF);
-            }
-            // The manual prints zero; masked is what the parts' own manuals say and what is safe.
-            for index in 0..4 {
-                page.write(Register::ExtendedLvt(index), Lvt::RESET.bits());
-            }
+        for register in Register::all() {
+            page.write(register, reset_value(register, profile));
         }
     }
 
@@ -136,6 +121,23 @@ impl<I: Inbox> LocalApic<'_, I> {
             page.write(Register::Id, id << 24);
             page.write(Register::Ldr, 0);
         }
+    }
+}
+
+/// What `register` holds after RESET and INIT (SDM Vol. 3A 10.4.7.1; APM Vol. 2 16.3.2); zero for ID
+/// and LDR, which follow from elsewhere.
+pub(crate) const fn reset_value(register: Register, profile: &Profile) -> u32 {
+    match register {
+        Register::Version => profile.version(),
+        Register::Dfr => 0xFFFF_FFFF,
+        Register::Svr => Svr::RESET.bits(),
+        Register::Lvt(LvtEntry::Cmci) if !profile.cmci() => 0,
+        Register::Lvt(_) => Lvt::RESET.bits(),
+        Register::ExtendedFeature if profile.extended_space() => 0x0004_0007,
+        Register::Ier(_) if profile.extended_space() => 0xFFFF_FFFF,
+        // The manual prints zero; masked is what the parts' own manuals say and what is safe.
+        Register::ExtendedLvt(_) if profile.extended_space() => Lvt::RESET.bits(),
+        _ => 0,
     }
 }
 

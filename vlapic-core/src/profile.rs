@@ -32,6 +32,7 @@ pub struct Profile {
     focus_check: bool,
     extended_space: bool,
     physical_address_bits: u8,
+    version_number: u8,
     clock: ClockRatio,
 }
 
@@ -50,6 +51,7 @@ impl Profile {
             focus_check: false,
             extended_space: false,
             physical_address_bits: 46,
+            version_number: 0x15,
             clock: ClockRatio { tsc: 1, bus: 1 },
         }
     }
@@ -65,6 +67,7 @@ impl Profile {
             focus_check: true,
             extended_space: true,
             physical_address_bits: 48,
+            version_number: 0x10,
             ..Self::intel()
         }
     }
@@ -129,6 +132,13 @@ impl Profile {
             bits
         };
         Self { physical_address_bits, ..self }
+    }
+
+    /// With `number` in bits 7:0 of the version register: 15 unless changed, AMD 10 (hexadecimal;
+    /// KVM and Xen show 14). Held to the integrated APICs' 10 to 1F.
+    #[must_use]
+    pub const fn with_version_number(self, number: u8) -> Self {
+        Self { version_number: 0x10 | number & 0xF, ..self }
     }
 
     /// With the timer's base clock running at `clock.bus / clock.tsc` of the guest's TSC. A zero
@@ -220,11 +230,8 @@ impl Profile {
     #[must_use]
     pub const fn version(&self) -> u32 {
         let entries_less_one = if self.cmci { 6 } else { 5 };
-        let low = match self.vendor {
-            Vendor::Intel => 0x15,
-            Vendor::Amd => 0x10,
-        };
-        low | entries_less_one << 16
+        self.version_number as u32
+            | entries_less_one << 16
             | (self.eoi_suppression as u32) << 24
             | (self.extended_space as u32) << 31
     }
@@ -243,6 +250,7 @@ mod tests {
         );
         assert_eq!(Profile::amd().version(), 0x8005_0010);
         assert_eq!(Profile::amd().with_eoi_suppression(true).version(), 0x8005_0010);
+        assert_eq!(Profile::intel().with_version_number(0x14).version(), 0x0106_0014);
     }
 
     #[test]

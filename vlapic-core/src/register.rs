@@ -155,6 +155,14 @@ impl Register {
         })
     }
 
+    /// Every register that has a name, in the order of offsets.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        (0..Self::SLOTS).filter_map(|slot| Self::at(slot << 4))
+    }
+
+    /// How many 16-byte slots the registers take, from the start of the page.
+    pub(crate) const SLOTS: u16 = 0x54;
+
     /// The register behind x2APIC MSR `msr`; `None` outside 800 to 8FF and for reserved numbers.
     ///
     /// The MSR of the register at page offset `o` is `800 + o / 16` (SDM Vol. 3A 10.12.1.2).
@@ -226,6 +234,7 @@ mod tests {
                 named += 1;
             }
         }
+        assert_eq!(Register::all().count(), named);
         assert_eq!(named, 10 + 24 + 1 + 7 + 2 + 4 + 3 + 8 + 4);
     }
 

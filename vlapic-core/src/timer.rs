@@ -48,7 +48,32 @@ pub(crate) const fn divide_shift(value: u32) -> u8 {
     (code as u8 + 1) & 7
 }
 
+/// What a count that runs is made of: `count` divided ticks, of 2^`shift` ticks of the base clock
+/// each, were left at time `origin`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Phase {
+    pub(crate) origin: u64,
+    /// Zero: the count does not run.
+    pub(crate) count: u32,
+    pub(crate) shift: u8,
+}
+
 impl Timer {
+    /// The timer of a restored state. `phase.shift` is below 8.
+    pub(crate) fn from_parts(phase: Phase, deadline: u64, clock: ClockRatio) -> Self {
+        let counting = Counting::new(phase.origin, phase.count, phase.shift & 7, clock);
+        Self { counting, deadline }
+    }
+
+    /// The phase of the count; all zero if none runs.
+    pub(crate) fn phase(&self) -> Phase {
+        self.counting.map_or(Phase::default(), |Counting { origin, count, shift, .. }| Phase {
+            origin,
+            count,
+            shift,
+        })
+    }
+
     /// Initial count written. In TSC-deadline mode the write is ignored, which the caller sees to.
     pub(crate) fn start(&mut self, now: u64, settings: Settings) {
         self.counting = Counting::new(now, settings.initial_count, settings.shift, settings.clock);

@@ -93,6 +93,18 @@ impl Upcall {
         self.0.store(OWED, Ordering::SeqCst);
     }
 
+    /// Vector (zero: none) and debt.
+    pub(crate) fn parts(&self) -> (u8, bool) {
+        let word = self.0.load(Ordering::SeqCst);
+        (word as u8, word & OWED != 0)
+    }
+
+    /// A restored state: the vector, if one is registered, and whether an edge is owed.
+    pub(crate) fn restore(&self, vector: Option<Vector>, owed: bool) {
+        let vector = vector.map_or(0, |vector| u32::from(vector.get()));
+        self.0.store(vector | if owed { OWED } else { 0 }, Ordering::SeqCst);
+    }
+
     /// INIT emptied IRR, and with it an upcall that may have been delivered but not taken. The
     /// debt starts anew: the pending byte decides when the APIC next accepts.
     pub(crate) fn init(&self, policy: RefusedUpcall) {

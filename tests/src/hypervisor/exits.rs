@@ -206,7 +206,7 @@ impl<'m> Hypervisor<'m> {
         }
     }
 
-    fn mode_changed(&mut self, index: usize) {
+    pub(super) fn mode_changed(&mut self, index: usize) {
         let bitmap = Some(self.storage.bitmap(index));
         let capabilities = self.capabilities;
         let _ = self.until_it_succeeds(index, |driver, vmcs| {

@@ -21,6 +21,7 @@ mod config;
 mod exits;
 mod guest;
 mod host;
+mod migrate;
 mod storage;
 mod subject;
 mod vcpu;
