@@ -1,6 +1,6 @@
 //! What is done before every VM entry.
 
-use vlapic_core::{Entry, EntryInput, Register, Vector};
+use vlapic_core::{Entry, EntryInput, Next, Prepared, Register, Vector};
 use vlapic_hal::{Vmcs, VmcsError};
 
 use crate::control::PrimaryControls;
@@ -20,7 +20,8 @@ impl Vcpu<'_> {
     /// here to the entry: a notification that comes in between stays pending and is processed in
     /// guest mode.
     ///
-    /// In this order: NV, NDST and SN as for running; time, pins, an owed upcall, and everything
+    /// In this order: the controls and the MSR bitmap, if the APIC's mode has become another, by
+    /// whatever way (WRMSR, RESET, import); NV, NDST and SN as for running; time, pins, an owed upcall, and everything
     /// posted into IRR; the EOI-exit bitmap; then RVI and SVI from IRR and ISR, or, without
     /// virtual-interrupt delivery, injection, interrupt window and TPR threshold. Both are taken
     /// from the page as it stands each time, so nothing of an earlier life (INIT, import) is left
@@ -35,22 +36,43 @@ impl Vcpu<'_> {
     pub fn before_entry(
         &mut self,
         vmcs: &mut impl Vmcs,
-        input: EntryInput<'_>,
+        input: EntryInput,
     ) -> Result<Entry, VmcsError> {
+        let features = self.active_features();
+        if self.programmed != Some(features) {
+            self.program_controls(vmcs, features)?;
+        }
         let slot = self.apic().slot();
         let posting = slot.inbox();
-        let features = self.active_features();
         posting.run(input.cpu, features.contains(Feature::PostedInterrupts), slot.page());
-        let prepared = self.apic_mut().prepare(input.now, input.pending);
+        let prepared = self.apic_mut().prepare(input.now);
+        let next = self.next(vmcs, prepared, input.injecting)?;
         let injected = if features.contains(Feature::VirtualInterruptDelivery) {
             eoi_exit::load(vmcs, slot)?;
             self.load_interrupt_status(vmcs)?;
             None
         } else {
             let threshold = features.contains(Feature::TprShadow);
-            self.deliver_by_injection(vmcs, input.interruptible && !prepared.event, threshold)?
+            let may = next == Next::Enter && input.interruptible && !input.injecting;
+            self.deliver_by_injection(vmcs, may, threshold)?
         };
-        Ok(Entry::new(prepared, injected, self.svr_writes(), input.now))
+        let flush = self.cached.needs_flush(input.cpu);
+        let entry = Entry::new(prepared, next, injected, self.svr_writes(), input.now);
+        Ok(Entry { flush, ..entry })
+    }
+
+    /// What is in the VMCS to be injected counts even if the hypervisor has not said so: it may be an
+    /// interrupt of ours whose entry was not made.
+    #[inline]
+    fn next(
+        &self,
+        vmcs: &impl Vmcs,
+        prepared: Prepared,
+        injecting: bool,
+    ) -> Result<Next, VmcsError> {
+        let injecting =
+            injecting || prepared.event && vmcs.read(ENTRY_INTERRUPTION_INFORMATION)? & VALID != 0;
+        Ok(prepared.next(injecting))
     }
 
     /// RVI := highest in IRR, SVI := highest in ISR (SDM Vol. 3C 24.4.2). PIR may have been empty

@@ -48,6 +48,7 @@ impl Vcpu<'_> {
     /// nothing of it can fault. Exit 44 is fault-like and comes back as [`ExitOutcome::Decode`].
     #[inline]
     pub fn after_exit(&mut self, exit: Exit, now: u64) -> ExitOutcome {
+        self.cached.entered();
         match exit.reason {
             reason::APIC_WRITE => ExitOutcome::Done(self.after_apic_write(exit.qualification, now)),
             reason::VIRTUALIZED_EOI => {

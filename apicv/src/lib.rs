@@ -16,6 +16,7 @@
 #[cfg(test)]
 extern crate std;
 
+mod cached;
 mod capability;
 mod check;
 mod control;

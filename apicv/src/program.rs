@@ -83,9 +83,21 @@ pub fn reprogram_for_mode(
     bitmap: Option<&MsrBitmap>,
 ) -> Result<Translations, ProgramError> {
     check_features(caps, features)?;
+    let new = ControlSet::read(vmcs)?.with_features(features, mode, caps);
+    check_controls(&new, caps)?;
+    Ok(set_controls(vmcs, caps, features, mode, bitmap)?)
+}
+
+/// The part of [`reprogram_for_mode`] that follows once its checks are passed.
+pub(crate) fn set_controls(
+    vmcs: &mut impl Vmcs,
+    caps: &Capabilities,
+    features: Features,
+    mode: Mode,
+    bitmap: Option<&MsrBitmap>,
+) -> Result<Translations, VmcsError> {
     let old = ControlSet::read(vmcs)?;
     let new = old.with_features(features, mode, caps);
-    check_controls(&new, caps)?;
     if let Some(bitmap) = bitmap {
         bitmap.intercept_all_x2apic();
     }
@@ -94,6 +106,23 @@ pub fn reprogram_for_mode(
         bitmap.apply(features, mode);
     }
     Ok(Translations::after(virtualizes_accesses(&old) != virtualizes_accesses(&new)))
+}
+
+/// Whether the processor takes the control words that `features` want in every mode of the APIC, so that
+/// no later change of the mode can fail for that.
+pub(crate) fn check_all_modes(
+    vmcs: &impl Vmcs,
+    caps: &Capabilities,
+    features: Features,
+) -> Result<(), ProgramError> {
+    let old = ControlSet::read(vmcs)?;
+    check_controls(&old.with_features(features, Mode::XApic, caps), caps)?;
+    check_controls(&old.with_features(features, Mode::X2Apic, caps), caps)?;
+    let shadow = match features.contains(Feature::TprShadow) {
+        true => Features::NONE.with(Feature::TprShadow),
+        false => Features::NONE,
+    };
+    check_controls(&old.with_features(shadow, Mode::Disabled, caps), caps)
 }
 
 /// Where the structures that the VMCS points to lie in physical memory.

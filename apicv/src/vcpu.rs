@@ -3,13 +3,16 @@
 use vlapic_core::{Backend, Entry, EntryInput, ExitOutcome, LocalApic, Mode, Slot, SvrWrites};
 use vlapic_hal::{Vmcs, VmcsError};
 
+use crate::cached::Cached;
 use crate::capability::Capabilities;
 use crate::eoi_exit;
 use crate::exit::Exit;
 use crate::msr_bitmap::MsrBitmap;
 use crate::negotiate::{Feature, Features, Grant, Wanted, negotiate};
 use crate::posting::Posting;
-use crate::program::{Addresses, ProgramError, Translations, program, reprogram_for_mode};
+use crate::program::{
+    Addresses, ProgramError, Translations, check_all_modes, program, set_controls,
+};
 
 /// A vCPU's local APIC and how its VMCS is programmed.
 ///
@@ -23,6 +26,18 @@ pub struct Vcpu<'s> {
     features: Features,
     svr_writes: SvrWrites,
     external_interrupt_window: bool,
+    /// What the VMCS's control words and the MSR bitmap are set to; unknown after a failure half-way.
+    pub(crate) programmed: Option<Features>,
+    /// What it takes to program them for another mode.
+    means: Option<Means<'s>>,
+    /// What the CPUs have cached of the register window.
+    pub(crate) cached: Cached,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Means<'s> {
+    capabilities: Capabilities,
+    bitmap: Option<&'s MsrBitmap>,
 }
 
 impl<'s> Vcpu<'s> {
@@ -35,6 +50,9 @@ impl<'s> Vcpu<'s> {
             features: Features::NONE,
             svr_writes: SvrWrites::Exit,
             external_interrupt_window: false,
+            programmed: Some(Features::NONE),
+            means: None,
+            cached: Cached::new(),
         }
     }
 
@@ -89,8 +107,12 @@ impl<'s> Vcpu<'s> {
     /// refused and why. The VMCS must be current, its other controls already set.
     ///
     /// May be called again, for another level of help, whenever the vCPU is outside guest mode:
-    /// the page carries over unchanged. Translations of the register window that the processor
-    /// may hold must be flushed afterwards (INVEPT, INVVPID).
+    /// the page carries over unchanged.
+    ///
+    /// xAPIC mode, x2APIC mode and a disabled APIC want different controls. Those of the APIC's mode
+    /// are in the VMCS from here on, and [`before_entry`](Self::before_entry) has them follow it. A
+    /// disabled APIC (EN clear) is left the TPR shadow alone: delivery and posting would go on
+    /// without asking EN. The VMCS must not be given another's controls meanwhile.
     ///
     /// # Errors
     /// [`ProgramError`]: an address is missing or misplaced, and nothing was written; or a VMWRITE
@@ -100,44 +122,59 @@ impl<'s> Vcpu<'s> {
         vmcs: &mut impl Vmcs,
         capabilities: &Capabilities,
         wanted: Wanted,
-        addresses: &Addresses<'_>,
+        addresses: &Addresses<'s>,
     ) -> Result<Grant, ProgramError> {
         let grant = negotiate(wanted, capabilities);
         let features = grant.features();
-        let mode = self.apic.slot().mode();
-        let vector = self.apic.slot().inbox().vectors().running;
-        let _ = program(vmcs, capabilities, features, mode, addresses, vector)?;
+        check_all_modes(vmcs, capabilities, features)?;
+        let slot = self.apic.slot();
+        let vector = slot.inbox().vectors().running;
+        let programmed = program(vmcs, capabilities, features, slot.mode(), addresses, vector);
+        if !matches!(programmed, Ok(_) | Err(ProgramError::Vmcs(_))) {
+            return programmed.map(|_| grant);
+        }
+        self.programmed = None;
         self.features = features;
-        if self.active_features() != features {
-            let bitmap = addresses.msr_bitmap.map(|(bitmap, _)| bitmap);
-            let _ = self.mode_changed(vmcs, capabilities, bitmap)?;
+        let bitmap = addresses.msr_bitmap.map(|(bitmap, _)| bitmap);
+        self.means = Some(Means { capabilities: *capabilities, bitmap });
+        let active = self.active_features();
+        // Half-way through a failure the words may have changed already.
+        let translations = programmed.unwrap_or(Translations::Stale);
+        self.cached.controls_set(translations, active.contains(Feature::ApicAccess));
+        let _ = programmed?;
+        if slot.mode() == Mode::Disabled {
+            self.program_controls(vmcs, active)?;
         }
         self.start_eoi_exits(vmcs)?;
         if features.contains(Feature::VirtualInterruptDelivery) {
             // One that injection has left would keep the processor from delivering.
             self.set_interrupt_window(vmcs, false)?;
         }
+        self.programmed = Some(active);
         Ok(grant)
     }
 
-    /// Programs the VMCS and the MSR bitmap anew after
-    /// [`Effect::BaseChanged`](vlapic_core::Effect::BaseChanged): xAPIC mode, x2APIC mode and a
-    /// disabled APIC want different controls. RESET, which sets the mode too, needs this call as
-    /// well. `bitmap` is the one given to [`configure`](Self::configure).
-    ///
-    /// While the APIC is disabled (EN clear) only the TPR shadow stays: delivery and posting would
-    /// go on without asking EN.
-    ///
-    /// # Errors
-    /// As [`configure`](Self::configure).
-    pub fn mode_changed(
+    /// Programs the control words and the MSR bitmap for `active`, what counts of the features in the
+    /// APIC's present mode. On an error the next call begins anew.
+    #[cold]
+    pub(crate) fn program_controls(
         &mut self,
         vmcs: &mut impl Vmcs,
-        capabilities: &Capabilities,
-        bitmap: Option<&MsrBitmap>,
-    ) -> Result<Translations, ProgramError> {
+        active: Features,
+    ) -> Result<(), VmcsError> {
+        let Some(Means { capabilities, bitmap }) = self.means else { return Ok(()) };
+        self.programmed = None;
         let mode = self.apic.slot().mode();
-        reprogram_for_mode(vmcs, capabilities, self.active_features(), mode, bitmap)
+        let set = set_controls(vmcs, &capabilities, active, mode, bitmap);
+        // Half-way through a failure they may have changed already.
+        let translations = set.unwrap_or(Translations::Stale);
+        self.cached.controls_set(translations, active.contains(Feature::ApicAccess));
+        let _ = set?;
+        if active.contains(Feature::VirtualInterruptDelivery) {
+            self.set_interrupt_window(vmcs, false)?;
+        }
+        self.programmed = Some(active);
+        Ok(())
     }
 
     /// Puts the vCPU to sleep on the wakeup list of the CPU `input.cpu`; the caller has put it on
@@ -152,14 +189,15 @@ impl<'s> Vcpu<'s> {
     /// call it again, and sleep on if it says `true`. Ordering: NV is changed with a locked
     /// operation before PIR, IRR and latches are looked at.
     #[must_use]
-    pub fn block(&mut self, input: EntryInput<'_>) -> bool {
+    pub fn block(&mut self, input: EntryInput) -> bool {
         self.apic.slot().inbox().block(input.cpu);
-        let prepared = self.apic.prepare(input.now, input.pending);
+        let prepared = self.apic.prepare(input.now);
         let interrupted = input.interruptible && self.apic.nominate().is_some();
         !prepared.event && !interrupted
     }
 
-    /// The features that count in the APIC's present mode.
+    /// The features that count in the APIC's present mode, and so what the control words are to be set
+    /// to.
     #[inline]
     pub(crate) fn active_features(&self) -> Features {
         match self.apic.slot().mode() {
@@ -167,7 +205,8 @@ impl<'s> Vcpu<'s> {
                 Features::NONE.with(Feature::TprShadow)
             }
             Mode::Disabled => Features::NONE,
-            Mode::XApic | Mode::X2Apic => self.features,
+            Mode::XApic => self.features.without(Feature::X2Apic),
+            Mode::X2Apic => self.features.without(Feature::ApicAccess),
         }
     }
 
@@ -196,7 +235,7 @@ impl<'s, V: Vmcs> Backend<'s, V> for Vcpu<'s> {
     }
 
     #[inline]
-    fn before_entry(&mut self, vmcs: &mut V, input: EntryInput<'_>) -> Result<Entry, VmcsError> {
+    fn before_entry(&mut self, vmcs: &mut V, input: EntryInput) -> Result<Entry, VmcsError> {
         self.before_entry(vmcs, input)
     }
 
@@ -207,7 +246,7 @@ impl<'s, V: Vmcs> Backend<'s, V> for Vcpu<'s> {
     }
 
     #[inline]
-    fn block(&mut self, input: EntryInput<'_>) -> bool {
+    fn block(&mut self, input: EntryInput) -> bool {
         self.block(input)
     }
 

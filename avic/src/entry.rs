@@ -1,11 +1,11 @@
 //! What is done before every VMRUN.
 
+use core::convert::Infallible;
 use core::sync::atomic::{Ordering, fence};
 
-use vlapic_core::{Entry, EntryInput, Register, SvrWrites, Vector};
+use vlapic_core::{Entry, EntryInput, Next, Register, SvrWrites, Vector};
 
 use crate::backing::Whereabouts;
-use crate::error::EntryError;
 use crate::face::Face;
 use crate::negotiate::Feature;
 use crate::routing::{Addressing, Survey};
@@ -34,31 +34,39 @@ impl Vcpu<'_> {
     /// Calling it and then not entering is harmless, as is calling it again.
     ///
     /// # Errors
-    /// [`EntryError`]: something has to be done first. Do not enter; do it and call again.
+    /// None: a VMCB is memory.
     #[inline]
     pub fn before_entry<V: Vmcb + ?Sized>(
         &mut self,
         vmcb: &mut V,
-        input: EntryInput<'_>,
-    ) -> Result<Entry, EntryError> {
+        input: EntryInput,
+    ) -> Result<Entry, Infallible> {
         self.look_at_addressing();
         if self.peers_due {
             self.peers_due = false;
-            return Err(EntryError::Peers);
+            return Ok(Entry::not_yet(Next::KickOthers));
         }
         let face = self.wanted_face();
-        self.look_at_window(face)?;
+        if !self.look_at_window(face) {
+            return Ok(Entry::not_yet(Next::UnmapWindow));
+        }
         self.turn(vmcb, face);
         self.assign(vmcb, input.cpu, face);
-        let prepared = self.apic.prepare(input.now, input.pending);
+        let prepared = self.apic.prepare(input.now);
+        // What is in the VMCB to be injected counts even if the hypervisor has not said so: it may be an
+        // interrupt of ours whose entry was not made.
+        let injecting =
+            input.injecting || prepared.event && vmcb.read(Field::EventInjection) & VALID != 0;
+        let next = prepared.next(injecting);
         let injected = if face == Face::Emulated {
-            self.deliver_by_injection(vmcb, input.interruptible && !prepared.event)
+            let may = next == Next::Enter && input.interruptible && !input.injecting;
+            self.deliver_by_injection(vmcb, may)
         } else {
             None
         };
         self.store_ppr();
         self.load_v_tpr(vmcb);
-        Ok(Entry::new(prepared, injected, self.svr_writes, input.now))
+        Ok(Entry::new(prepared, next, injected, self.svr_writes, input.now))
     }
 
     /// Keeps the logical table true to the pages: see [`LogicalTable`](crate::LogicalTable).

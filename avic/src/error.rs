@@ -1,4 +1,4 @@
-//! What does not fit into a table, and what keeps a vCPU from entering.
+//! What does not fit into a table.
 
 use core::error::Error;
 use core::fmt;
@@ -56,27 +56,3 @@ impl fmt::Display for TableError {
 }
 
 impl Error for TableError {}
-
-/// What has to be done before a vCPU may enter. Then call
-/// [`Vcpu::before_entry`](crate::Vcpu::before_entry) again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum EntryError {
-    /// The vCPU is to run without xAVIC, but its register window is mapped for AVIC. Unmap it, flush it from
-    /// the TLBs of every CPU, and say so: [`Window::unmapped`](crate::Window::unmapped).
-    WindowMapped,
-    /// This vCPU's addressing has become one that the other vCPUs' hardware cannot route: kick each
-    /// of them ([`Notify::Kick`](vlapic_core::Notify::Kick)), so that their next entry is emulated.
-    Peers,
-}
-
-impl fmt::Display for EntryError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::WindowMapped => "the register window has to be unmapped first",
-            Self::Peers => "the other vCPUs have to go through their entry work first",
-        })
-    }
-}
-
-impl Error for EntryError {}

@@ -2,7 +2,6 @@
 
 use vlapic_core::Mode;
 
-use crate::error::EntryError;
 use crate::negotiate::Feature;
 use crate::vcpu::{DEFAULT_BASE, Vcpu};
 use crate::vmcb::{Field, Fields, InterruptControl, Vmcb};
@@ -54,10 +53,10 @@ impl Vcpu<'_> {
         }
     }
 
-    /// Objects against a mapped register window, or no longer.
+    /// Objects against a mapped register window, or no longer. `false`: it is mapped and must not be.
     #[inline]
-    pub(crate) fn look_at_window(&mut self, face: Face) -> Result<(), EntryError> {
-        let Some(resources) = self.resources else { return Ok(()) };
+    pub(crate) fn look_at_window(&mut self, face: Face) -> bool {
+        let Some(resources) = self.resources else { return true };
         let objects = face != Face::XAvic && self.slot().base().address() == DEFAULT_BASE;
         if objects != self.objects {
             if objects {
@@ -67,10 +66,7 @@ impl Vcpu<'_> {
             }
             self.objects = objects;
         }
-        if objects && resources.window.is_mapped() {
-            return Err(EntryError::WindowMapped);
-        }
-        Ok(())
+        !(objects && resources.window.is_mapped())
     }
 
     /// Programs the VMCB for `face`, if it is not.

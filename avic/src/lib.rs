@@ -53,7 +53,7 @@ mod window;
 pub use backing::{Backing, Whereabouts};
 pub use capability::Capabilities;
 pub use check::{Inconsistent, check};
-pub use error::{EncodeError, EntryError, TableError};
+pub use error::{EncodeError, TableError};
 pub use exit::Exit;
 pub use face::Face;
 pub use ga_log::{GaLog, GaLogDrain, GaLogEntry, GaLogError, GaLogPage, IommuRegisters};

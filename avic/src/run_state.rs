@@ -30,10 +30,10 @@ impl Vcpu<'_> {
     /// it. A doorbell that was on its way hits a CPU without this vCPU and does no harm. Being woken
     /// does not mean that there is something to take: call it again, and sleep on if it says `true`.
     #[must_use]
-    pub fn block(&mut self, input: EntryInput<'_>) -> bool {
+    pub fn block(&mut self, input: EntryInput) -> bool {
         self.look_at_addressing();
         self.depart(Whereabouts::Blocked);
-        let prepared = self.apic.prepare(input.now, input.pending);
+        let prepared = self.apic.prepare(input.now);
         let interrupted = input.interruptible && self.apic.nominate().is_some();
         !prepared.event && !interrupted
     }

@@ -1,12 +1,13 @@
 //! A vCPU's local APIC under AVIC, in the hands of the CPU that runs it.
 
+use core::convert::Infallible;
+
 use vlapic_core::{
     Backend, Entry, EntryInput, ExitOutcome, LocalApic, Mode, Register, Slot, SvrWrites,
 };
 
 use crate::backing::{Backing, Whereabouts};
 use crate::capability::Capabilities;
-use crate::error::EntryError;
 use crate::exit::Exit;
 use crate::face::Face;
 use crate::inhibit::{Inhibit, Inhibits};
@@ -254,7 +255,7 @@ pub(crate) const DEFAULT_BASE: u64 = vlapic_core::ApicBase::DEFAULT_ADDRESS;
 impl<'s, V: Vmcb + ?Sized> Backend<'s, V> for Vcpu<'s> {
     type Inbox = Backing;
     type Exit = Exit;
-    type Error = EntryError;
+    type Error = Infallible;
 
     fn apic(&self) -> &LocalApic<'s, Backing> {
         self.apic()
@@ -264,7 +265,7 @@ impl<'s, V: Vmcb + ?Sized> Backend<'s, V> for Vcpu<'s> {
         self.apic_mut()
     }
 
-    fn before_entry(&mut self, vmcb: &mut V, input: EntryInput<'_>) -> Result<Entry, EntryError> {
+    fn before_entry(&mut self, vmcb: &mut V, input: EntryInput) -> Result<Entry, Infallible> {
         self.before_entry(vmcb, input)
     }
 
@@ -273,11 +274,11 @@ impl<'s, V: Vmcb + ?Sized> Backend<'s, V> for Vcpu<'s> {
         vmcb: &mut V,
         exit: &Exit,
         now: u64,
-    ) -> Result<ExitOutcome, EntryError> {
+    ) -> Result<ExitOutcome, Infallible> {
         Ok(self.after_exit(vmcb, *exit, now))
     }
 
-    fn block(&mut self, input: EntryInput<'_>) -> bool {
+    fn block(&mut self, input: EntryInput) -> bool {
         self.block(input)
     }
 

@@ -1,6 +1,8 @@
 //! A local APIC without any hardware help, for tests: page, slot and owner in one.
 #![expect(clippy::unwrap_used, reason = "a test that gets here has failed")]
 
+use std::sync::atomic::AtomicU8;
+
 use vlapic_core::{
     ApicPage, DirectInbox, Effect, Fault, IA32_APIC_BASE, LocalApic, LvtEntry, Profile,
     RefusedUpcall, Register, Slot, Vm, Width,
@@ -15,6 +17,8 @@ pub struct Plain {
     pub slot: &'static PlainSlot,
     /// The owner's part.
     pub apic: LocalApic<'static, DirectInbox>,
+    /// The pending byte of the vCPU's upcalls, which it is bound to.
+    pub pending: &'static AtomicU8,
     /// Guest TSC.
     pub now: u64,
 }
@@ -55,7 +59,10 @@ impl Plain {
     }
 
     fn own(slot: &'static PlainSlot, bootstrap: bool) -> Self {
-        Self { slot, apic: LocalApic::new(slot, bootstrap), now: 0 }
+        let pending = Box::leak(Box::new(AtomicU8::new(0)));
+        let mut apic = LocalApic::new(slot, bootstrap);
+        apic.bind_upcall(pending);
+        Self { slot, apic, pending, now: 0 }
     }
 
     /// In xAPIC mode with SVR 1FF.

@@ -24,7 +24,7 @@ pub struct Reference {
 #[derive(Debug)]
 struct Cpu {
     apic: LocalApic<'static, DirectInbox>,
-    pending: AtomicU8,
+    pending: &'static AtomicU8,
     interrupt_flag: bool,
     run: Run,
     taken: Vec<u8>,
@@ -79,7 +79,7 @@ impl Reference {
     /// Not with a legal vector.
     pub fn register_upcalls(&mut self) {
         for (slot, cpu) in self.slots.iter().zip(&self.vcpus) {
-            let _ = slot.register_upcall(UPCALL, &cpu.pending).expect("a legal vector");
+            let _ = slot.register_upcall(UPCALL, cpu.pending).expect("a legal vector");
         }
         self.settle();
     }
@@ -140,9 +140,12 @@ impl Reference {
 
 impl Cpu {
     fn new(slot: &'static Slot<'static, DirectInbox>, index: usize) -> Self {
+        let pending = Box::leak(Box::new(AtomicU8::new(0)));
+        let mut apic = LocalApic::new(slot, index == 0);
+        apic.bind_upcall(pending);
         Self {
-            apic: LocalApic::new(slot, index == 0),
-            pending: AtomicU8::new(0),
+            apic,
+            pending,
             interrupt_flag: true,
             run: if index == 0 { Run::Ready } else { Run::WaitsForSipi },
             taken: Vec::new(),
@@ -169,7 +172,7 @@ impl Cpu {
             if self.run == Run::WaitsForSipi {
                 return;
             }
-            let prepared = self.apic.prepare(now, Some(&self.pending));
+            let prepared = self.apic.prepare(now);
             if prepared.event {
                 continue;
             }
@@ -258,7 +261,7 @@ impl Subject for Reference {
     fn disturb(&mut self, _: u64) {}
 
     fn notify_upcall(&mut self, vcpu: usize) {
-        let _ = self.slots[vcpu].notify_upcall(&self.vcpus[vcpu].pending);
+        let _ = self.slots[vcpu].notify_upcall(self.vcpus[vcpu].pending);
         self.settle();
     }
 

@@ -192,7 +192,7 @@ fn pir_merged_on_save() {
         words[1].fetch_or(1 << 5, std::sync::atomic::Ordering::SeqCst);
         words[4].fetch_and(!1, std::sync::atomic::Ordering::SeqCst);
         let now = hypervisor.now();
-        let _ = hypervisor.vcpu_mut(0).driver.apic_mut().prepare(now, None);
+        let _ = hypervisor.vcpu_mut(0).driver.apic_mut().prepare(now);
         let irr: Vec<_> = slot.page().irr().iter().map(Vector::get).collect();
         assert_eq!(irr, [0x91, 0x45]);
         assert!(!hypervisor.storage().descriptor(0).has_posts());

@@ -1,7 +1,7 @@
 //! Named scenarios of posted interrupts, with the driver on the model.
 
 use apicv::Posting;
-use vlapic_core::{Delivery, Mode, Notify, Register, Trigger, Vector};
+use vlapic_core::{Delivery, Mode, Next, Notify, Register, Trigger, Vector};
 use vlapic_tests::hypervisor::{Config, Hypervisor, Level, NOTIFICATION, Op, run_enabled};
 use vlapic_tests::model::{PhysicalInterrupt, Point};
 
@@ -263,7 +263,10 @@ fn injection_beside_an_event() {
             let _ = hypervisor.slot(0).receive(Delivery::Nmi);
             hypervisor.prepare_in_vain(0);
             let entry = hypervisor.vcpu(0).entry;
-            assert_eq!(entry.map(|entry| (entry.event, entry.injected)), Some((true, None)));
+            assert_eq!(
+                entry.map(|entry| (entry.next, entry.injected)),
+                Some((Next::TakeEvent, None))
+            );
             assert_eq!(hypervisor.slot(0).page().irr().highest(), Vector::new(0x51));
             hypervisor.settle();
             assert_eq!(hypervisor.taken(0), [0x51], "at {level:?}");

@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 
 use vlapic_core::{
-    ApicPage, Delivery, Destination, Effect, EntryInput, ExitOutcome, Message, Notify, Profile,
-    Receipt, Register, Slot, Trigger, Vm, Width,
+    ApicPage, Delivery, Destination, Effect, EntryInput, ExitOutcome, Message, Next, Notify,
+    Profile, Receipt, Register, Slot, Trigger, Vm, Width,
 };
 use vlapic_hal::WriteMsr;
 use vlapic_tests::avic_model::{
@@ -18,9 +18,9 @@ use vlapic_tests::avic_model::{
 use vlapic_tests::model::Memory;
 
 use avic::{
-    Backing, Capabilities, EntryError, Exit, Face, Feature, GaLog, GaLogPage, GuestTarget, Host,
-    Inhibit, IommuRegisters, IrteCell, LogicalPage, MsrPermissions, PhysicalPage, Resources, Route,
-    Shared, Storage, Trust, Vcpu, Wanted, Window,
+    Backing, Capabilities, Exit, Face, Feature, GaLog, GaLogPage, GuestTarget, Host, Inhibit,
+    IommuRegisters, IrteCell, LogicalPage, MsrPermissions, PhysicalPage, Resources, Route, Shared,
+    Storage, Trust, Vcpu, Wanted, Window,
 };
 
 const CORES: usize = 4;
@@ -307,8 +307,8 @@ impl Storm {
         }
     }
 
-    fn input(core: usize) -> EntryInput<'static> {
-        EntryInput { now: 0, cpu: core as u32, interruptible: true, pending: None }
+    fn input(core: usize) -> EntryInput {
+        EntryInput { now: 0, cpu: core as u32, interruptible: true, injecting: false }
     }
 
     fn enter(&mut self, core: usize, vcpu: usize) {
@@ -317,17 +317,15 @@ impl Storm {
         let mut vmcb = self.vmcbs[vcpu].take().expect("set up right");
         loop {
             let result = self.vcpus[vcpu].before_entry(&mut View(&mut vmcb), Self::input(core));
-            match result {
-                Ok(entry) => {
-                    assert!(!entry.event);
-                    break;
-                }
-                Err(EntryError::WindowMapped) => {
+            let Ok(entry) = result;
+            match entry.next {
+                Next::Enter => break,
+                Next::UnmapWindow => {
                     self.machine.nested().unmap(NESTED_CR3, APIC);
                     self.machine.cores.iter_mut().for_each(|core| core.flush_tlb(None));
                     self.ground.window.unmapped();
                 }
-                Err(error) => unreachable!("{error}"),
+                next => unreachable!("{next:?}"),
             }
         }
         self.faces[Face::of(&View(&mut vmcb)) as usize] += 1;

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst};
 
 use apicv::{
     Addresses, Capabilities, Exit, Grant, HostMode, MsrBitmap, NotificationVectors,
-    PostedDescriptor, Posting, ProgramError, Translations, Vcpu, Wanted,
+    PostedDescriptor, Posting, ProgramError, Vcpu, Wanted,
 };
 use vlapic_core::{
-    ApicPage, Effect, EntryInput, Event, ExitOutcome, IA32_APIC_BASE, Notify, Profile, Slot,
+    ApicPage, Effect, EntryInput, Event, ExitOutcome, IA32_APIC_BASE, Next, Notify, Profile, Slot,
     Trigger, Vector, Vm, Width,
 };
 use vlapic_hal::PhysAddr;
@@ -26,20 +26,22 @@ fn run<'v>(host: &mut Host<'v>, vm: Vm<'v, Posting<'v>>, me: usize) -> Result<()
     let capabilities = host.capabilities;
     let mut vcpu = Vcpu::new(&vm.slots()[me], me == 0);
     host.grant = vcpu.configure(&mut host.core, &capabilities, Wanted::ALL, &host.addresses)?;
+    vcpu.apic_mut().bind_upcall(host.pending);
     while !host.finished {
-        while !host.injects()
-            && let Some(event) = vcpu.apic_mut().take_event()
-        {
-            host.carry_out(event);
-        }
         host.interrupts_off();
         let input = host.entry_input();
         let entry = vcpu.before_entry(&mut host.core, input)?;
-        if host.kicked.swap(false, SeqCst) || entry.event && !host.injects() {
+        if entry.next != Next::Enter || host.kicked.swap(false, SeqCst) {
             host.interrupts_on();
+            match entry.next {
+                Next::TakeEvent => host.carry_out(vcpu.apic_mut().take_event()),
+                Next::AwaitStartup => host.sleep_until_kicked(),
+                _ => {}
+            }
             continue;
         }
-        host.exit_by(if entry.event { Some(host.now) } else { entry.exit_by });
+        host.flush(entry.flush);
+        host.exit_by(entry.exit_by);
         let exit = host.enter();
         host.interrupts_on();
         let effect = match vcpu.after_exit(exit, host.now) {
@@ -54,12 +56,7 @@ fn run<'v>(host: &mut Host<'v>, vm: Vm<'v, Posting<'v>>, me: usize) -> Result<()
                 }
             }
             Effect::EndOfInterrupt(vector) => host.end_of_interrupt(vector),
-            Effect::BaseChanged { .. } => {
-                let bitmap = host.addresses.msr_bitmap.map(|(bitmap, _)| bitmap);
-                let stale = vcpu.mode_changed(&mut host.core, &capabilities, bitmap)?;
-                host.flush(stale);
-            }
-            _ => {} // TimerChanged: the next entry says when.
+            _ => {} // The next entry has it: when to exit, what to flush.
         }
     }
     Ok(())
@@ -123,12 +120,11 @@ impl<'m> Host<'m> {
         self.field(field::ENTRY_INTERRUPTION_INFO) >> 31 != 0
     }
 
-    fn entry_input(&self) -> EntryInput<'m> {
+    fn entry_input(&self) -> EntryInput {
         let flag = self.field(field::GUEST_RFLAGS) >> 9 & 1 != 0;
         let blocked = self.field(field::GUEST_INTERRUPTIBILITY) & 3 != 0;
-        let interruptible = flag && !blocked && !self.injects();
-        let (now, cpu, pending) = (self.now, self.cpu, Some(self.pending));
-        EntryInput { now, cpu, interruptible, pending }
+        let (interruptible, injecting) = (flag && !blocked, self.injects());
+        EntryInput { now: self.now, cpu: self.cpu, interruptible, injecting }
     }
 
     fn exit_by(&mut self, time: Option<u64>) {
@@ -212,16 +208,20 @@ impl<'m> Host<'m> {
         }
     }
 
-    fn carry_out(&mut self, event: Event) {
+    fn carry_out(&mut self, event: Option<Event>) {
         unreachable!("nobody sends {event:?} to vCPU 0");
+    }
+
+    fn sleep_until_kicked(&mut self) {
+        unreachable!("vCPU 0 waits for no start-up IPI");
     }
 
     fn end_of_interrupt(&mut self, vector: Vector) {
         self.seen.ended.push(vector.get());
     }
 
-    fn flush(&mut self, translations: Translations) {
-        self.seen.flushes += usize::from(translations == Translations::Stale);
+    fn flush(&mut self, needed: bool) {
+        self.seen.flushes += usize::from(needed);
     }
 
     fn join_wakeup_list(&mut self) {}

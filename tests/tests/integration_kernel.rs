@@ -30,7 +30,6 @@ trait TimerPort {
 // glue
 struct Ports<'s> {
     apic: RefCell<LocalApic<'s, DirectInbox>>,
-    upcall: &'s AtomicU8,
 }
 
 impl InterruptPort for Ports<'_> {
@@ -57,7 +56,7 @@ fn run(ports: &Ports<'_>, mode: &mut GuestMode) {
         while let Some(event) = apic().take_event() {
             mode.carry_out(event);
         }
-        if apic().prepare(mode.now, Some(ports.upcall)).event {
+        if apic().prepare(mode.now).event {
             continue;
         }
         let effect = match mode.execute(ports, ports) {
@@ -159,8 +158,9 @@ fn a_guest_runs_on_three_questions() {
     let page = ApicPage::new();
     let slot = Slot::new(&page, 0, Profile::intel(), DirectInbox);
     let upcall = AtomicU8::new(0);
-    let apic = RefCell::new(LocalApic::new(&slot, true));
-    let ports = Ports { apic, upcall: &upcall };
+    let mut apic = LocalApic::new(&slot, true);
+    apic.bind_upcall(&upcall);
+    let ports = Ports { apic: RefCell::new(apic) };
     let register = || slot.register_upcall(0xf3, &upcall).expect("a legal vector");
     let event = || slot.notify_upcall(&upcall);
     let device = || slot.request(0x61, Trigger::Level).notify;

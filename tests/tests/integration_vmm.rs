@@ -14,7 +14,7 @@ use vlapic_core::{
 // glue
 fn before_run(vcpu: &mut Emulated<'_>, run: &mut Run, kvm: &mut Kvm) {
     let interruptible = run.ready_for_interrupt_injection;
-    let input = EntryInput { now: kvm.now, cpu: 0, interruptible, pending: None };
+    let input = EntryInput { now: kvm.now, cpu: 0, interruptible, injecting: false };
     let mut injection = Injection::default();
     let Ok(entry) = vcpu.before_entry(&mut injection, input);
     run.cr8 = injection.cr8.into();

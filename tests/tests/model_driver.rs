@@ -10,7 +10,7 @@ use apicv::{
 };
 use vlapic_core::{
     ApicPage, DirectInbox, Effect, EntryInput, ExitOutcome as Handled, Fault, Inbox, LocalApic,
-    Notify, Profile, Slot, SvrWrites, Trigger, Vm, Width,
+    Next, Notify, Profile, Slot, SvrWrites, Trigger, Vm, Width,
 };
 use vlapic_hal::PhysAddr;
 use vlapic_tests::model::{
@@ -65,6 +65,7 @@ struct Stores {
     access_page: [AtomicU32; 1024],
     descriptor: PostedDescriptor,
     bitmap: MsrBitmap,
+    pending: AtomicU8,
 }
 
 impl Stores {
@@ -74,6 +75,7 @@ impl Stores {
             access_page: [const { AtomicU32::new(0) }; 1024],
             descriptor: PostedDescriptor::new(),
             bitmap: MsrBitmap::new(),
+            pending: AtomicU8::new(0),
         })
     }
 
@@ -89,10 +91,8 @@ struct Hypervisor<'a> {
     core: Core<'a>,
     vcpu: Vcpu<'a>,
     vm: Vm<'a, Posting<'a>>,
-    capabilities: Capabilities,
-    bitmap: &'a MsrBitmap,
     memory: Arc<Memory<'a>>,
-    pending: AtomicU8,
+    pending: &'a AtomicU8,
     taken: Vec<u8>,
     broadcasts: Vec<u8>,
     now: u64,
@@ -125,6 +125,7 @@ impl<'a> Hypervisor<'a> {
         core.vmptrld(region);
         let capabilities = Capabilities::detect(&core).expect("the model has VMX");
         let mut vcpu = Vcpu::new(&slots[0], true);
+        vcpu.apic_mut().bind_upcall(&stores.pending);
         let addresses = Addresses {
             virtual_apic: Some(PhysAddr::new(PAGE)),
             apic_access: Some(PhysAddr::new(ACCESS_PAGE)),
@@ -146,10 +147,8 @@ impl<'a> Hypervisor<'a> {
             core,
             vcpu,
             vm: Vm::new(slots).expect("one vCPU"),
-            capabilities,
-            bitmap: &stores.bitmap,
             memory,
-            pending: AtomicU8::new(0),
+            pending: &stores.pending,
             taken: Vec::new(),
             broadcasts: Vec::new(),
             now: 0,
@@ -170,10 +169,10 @@ impl<'a> Hypervisor<'a> {
                 now: self.now,
                 cpu: 0,
                 interruptible: flag && !blocked,
-                pending: Some(&self.pending),
+                injecting: false,
             };
             let entry = self.vcpu.before_entry(&mut self.core, input).expect("every field exists");
-            if entry.event {
+            if entry.next == Next::TakeEvent {
                 let _ = self.vcpu.apic_mut().take_event();
                 continue;
             }
@@ -231,13 +230,6 @@ impl<'a> Hypervisor<'a> {
                 }
             }
             Effect::EndOfInterrupt(vector) => self.broadcasts.push(vector.get()),
-            Effect::BaseChanged { .. } => {
-                let bitmap = Some(self.bitmap);
-                let _ = self
-                    .vcpu
-                    .mode_changed(&mut self.core, &self.capabilities, bitmap)
-                    .expect("every field exists");
-            }
             _ => {}
         }
     }
@@ -345,7 +337,7 @@ impl Way for Emulation<'_> {
 
     fn take(&mut self) -> Vec<u8> {
         let mut taken = Vec::new();
-        let _ = self.apic.prepare(0, None);
+        let _ = self.apic.prepare(0);
         while let Some(vector) = self.apic.nominate() {
             assert!(self.apic.commit(vector));
             taken.push(vector.get());
@@ -515,8 +507,8 @@ fn an_upcall_refused_before_a_silent_enable_comes_once() {
             driver.vcpu.set_svr_writes(SvrWrites::Silent { recheck: 1000 });
         }
         let slot = driver.vcpu.apic().slot();
-        assert_eq!(slot.register_upcall(0x51, &driver.pending), Ok(Notify::None));
-        let notify = slot.notify_upcall(&driver.pending);
+        assert_eq!(slot.register_upcall(0x51, driver.pending), Ok(Notify::None));
+        let notify = slot.notify_upcall(driver.pending);
         driver.notify(notify);
         assert_eq!(driver.take(), []);
         for offset in (0x100..0x280).step_by(16) {

@@ -1,8 +1,6 @@
 //! Named scenarios of something kept beside the page that says what the page says, and was wrong when the page had
 //! changed: highest in service, how many in service, whether anything is requested, PPR, IDs. Here each is read.
 
-use std::sync::atomic::AtomicU8;
-
 use vlapic_core::{
     Address, Delivery, Destination, Effect, Message, Mode, Outcome, Profile, RefusedUpcall,
     Register, Trigger, Vector,
@@ -74,19 +72,19 @@ fn requested_after_import() {
 fn upcall_at_hardware_enable() {
     let mut plain = Plain::with(Profile::intel(), 0, true, RefusedUpcall::Owed);
     plain.enable();
-    let pending = AtomicU8::new(0);
-    let _ = plain.slot.register_upcall(0xf3, &pending).expect("a legal vector");
+    let pending = plain.pending;
+    let _ = plain.slot.register_upcall(0xf3, pending).expect("a legal vector");
     plain.set_msr(0x1b, 0xfee0_0100);
     pending.store(1, std::sync::atomic::Ordering::SeqCst);
-    let _ = plain.slot.notify_upcall(&pending);
+    let _ = plain.slot.notify_upcall(pending);
     plain.set_msr(0x1b, 0xfee0_0900);
-    let _ = plain.apic.prepare(0, Some(&pending));
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), [], "SVR is that of a reset APIC again");
     plain.enable();
-    let _ = plain.apic.prepare(0, Some(&pending));
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), [0xf3]);
     assert_eq!(plain.apic.acknowledge(), 0xf3);
-    let _ = plain.apic.prepare(0, Some(&pending));
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), [], "once");
 }
 

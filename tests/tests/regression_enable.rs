@@ -25,12 +25,12 @@ fn external_irq_while_sw_disabled() {
         assert_eq!(plain.slot.request(0x61, trigger).outcome, Outcome::Refused, "ask again");
     }
     let _ = plain.slot.set_lint(Pin::Lint0, true);
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), []);
     assert_eq!(plain.load(0x350), 0x1_8052, "no remote IRR from a refused message");
     plain.enable();
     let _ = plain.write_lvt(LvtEntry::Lint0, 0x8052);
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), [0x52], "the level is still there");
 }
 
@@ -40,10 +40,10 @@ fn staged_irq_kept_over_transient_disable() {
         let mut plain = Plain::enabled(Profile::intel());
         assert_eq!(plain.slot.request(0x55, Trigger::Edge).outcome, Outcome::Accepted);
         plain.write_svr(way, 0xFF);
-        let _ = plain.apic.prepare(0, None);
+        let _ = plain.apic.prepare(0);
         assert_eq!(plain.load(0x220), 1 << 21, "readable while off");
         plain.write_svr(way, 0x1FF);
-        let _ = plain.apic.prepare(0, None);
+        let _ = plain.apic.prepare(0);
         assert_eq!(plain.apic.acknowledge(), 0x55);
         assert_eq!(plain.irr(), [], "once");
         assert_eq!(plain.slot.request(0x55, Trigger::Edge).outcome, Outcome::Accepted);
@@ -57,7 +57,7 @@ fn pending_timer_irr_at_soft_disable() {
     let mut plain = Plain::enabled(Profile::intel());
     let _ = plain.write_lvt(LvtEntry::Timer, 0x41);
     plain.set(Register::InitialCount, 1);
-    let _ = plain.apic.prepare(100, None);
+    let _ = plain.apic.prepare(100);
     plain.set(Register::Svr, 0xFF);
     assert_eq!(plain.slot.receive(Delivery::Nmi).outcome, Outcome::Accepted);
     assert_eq!(plain.apic.take_event(), Some(Event::Nmi));
@@ -82,10 +82,10 @@ fn svr_toggle_restarts_timer() {
         plain.set(Register::InitialCount, 100);
         plain.now = 50;
         plain.write_svr(way, 0xFF);
-        let _ = plain.apic.prepare(50, None);
+        let _ = plain.apic.prepare(50);
         plain.write_svr(way, 0x1FF);
         assert_eq!(plain.load(0x390), 50, "{way:?}");
-        assert_eq!(plain.apic.prepare(50, None).deadline, Some(100));
+        assert_eq!(plain.apic.prepare(50).deadline, Some(100));
     }
 }
 
@@ -144,7 +144,7 @@ fn spiv_disable_without_exit() {
     assert_eq!(plain.slot.request(0x55, Trigger::Edge).outcome, Outcome::Refused);
     assert_eq!(plain.read(Register::Lvt(LvtEntry::Timer)), 0x1_0041, "reads masked");
     plain.now = 1000;
-    let _ = plain.apic.prepare(1000, None);
+    let _ = plain.apic.prepare(1000);
     assert_eq!(plain.irr(), []);
     // The driver has seen it disabled, so masks stay set however it is enabled again.
     plain.write_svr(Way::Silent, 0x1FF);

@@ -144,7 +144,7 @@ fn a_hostile_page_is_only_read() {
         for entry in LvtEntry::ALL {
             let _ = plain.slot.local_event(entry);
         }
-        let _ = plain.apic.prepare(u64::MAX, None);
+        let _ = plain.apic.prepare(u64::MAX);
         for _ in 0..300 {
             let _ = plain.apic.acknowledge();
             let _ = plain.apic.end_of_interrupt();

@@ -21,10 +21,10 @@ fn tsc_deadline_past_fires_once_and_zero_disarms() {
     assert_eq!((plain.irr(), plain.rdmsr(TSC_DEADLINE)), (vec![], Ok(0)));
     plain.set_msr(TSC_DEADLINE, 2000);
     plain.set_msr(TSC_DEADLINE, 0);
-    let _ = plain.apic.prepare(5000, None);
+    let _ = plain.apic.prepare(5000);
     assert_eq!(plain.irr(), []);
     plain.set_msr(TSC_DEADLINE, u64::MAX);
-    assert_eq!(plain.apic.prepare(u64::MAX - 1, None).deadline, Some(u64::MAX));
+    assert_eq!(plain.apic.prepare(u64::MAX - 1).deadline, Some(u64::MAX));
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn init_clears_tdt() {
     assert_eq!(plain.rdmsr(TSC_DEADLINE), Ok(0));
     plain.enable();
     let _ = plain.write_lvt(LvtEntry::Timer, 0x4_0041);
-    let _ = plain.apic.prepare(1000, None);
+    let _ = plain.apic.prepare(1000);
     assert_eq!(plain.irr(), []);
 }
 
@@ -79,11 +79,11 @@ fn periodic_zero() {
     let mut plain = Plain::enabled(Profile::intel());
     let _ = plain.write_lvt(LvtEntry::Timer, 0x2_0041);
     plain.set(Register::InitialCount, 0);
-    assert_eq!(plain.apic.prepare(u64::MAX, None).deadline, None);
+    assert_eq!(plain.apic.prepare(u64::MAX).deadline, None);
     // A count that runs and an initial count scribbled away under it: no endless loop, no panic.
     plain.set(Register::InitialCount, 5);
     plain.slot.page().write(Register::InitialCount, 0);
-    let _ = plain.apic.prepare(u64::MAX, None);
+    let _ = plain.apic.prepare(u64::MAX);
     assert_eq!(plain.load(0x390), 0);
 }
 
@@ -93,7 +93,7 @@ fn a_long_sleep_is_one_interrupt_and_no_loop() {
     plain.set(Register::DivideConfiguration, 0xB);
     let _ = plain.write_lvt(LvtEntry::Timer, 0x2_0041);
     plain.set(Register::InitialCount, 1);
-    let prepared = plain.apic.prepare(1 << 60, None);
+    let prepared = plain.apic.prepare(1 << 60);
     assert_eq!((plain.irr(), prepared.deadline), (vec![0x41], Some((1 << 60) + 1)));
 }
 
@@ -106,6 +106,6 @@ fn time_may_run_backwards() {
     for now in [0, 999_999, 1_001_000, 5, u64::MAX, 0] {
         plain.now = now;
         assert!(plain.load(0x390) <= 1000);
-        let _ = plain.apic.prepare(now, None);
+        let _ = plain.apic.prepare(now);
     }
 }

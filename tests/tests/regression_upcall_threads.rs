@@ -4,7 +4,7 @@
 #![expect(clippy::panic, reason = "helpers of tests")]
 
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use vlapic_core::{Notify, Profile, RefusedUpcall, Register};
 use vlapic_tests::plain::Plain;
@@ -42,10 +42,10 @@ fn wait_for(value: &AtomicUsize, target: usize) {
 fn one_edge_against_one_silent_enable() {
     const ROUNDS: usize = 30_000;
     let mut plain = Plain::with(Profile::intel(), 0, true, RefusedUpcall::Owed);
-    let (pending, kick) = (AtomicU8::new(0), Kick::default());
+    let (pending, kick) = (plain.pending, Kick::default());
     let (begun, posted) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let slot = plain.slot;
-    let _ = slot.register_upcall(UPCALL, &pending).unwrap();
+    let _ = slot.register_upcall(UPCALL, pending).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for round in 1..=ROUNDS {
@@ -53,7 +53,7 @@ fn one_edge_against_one_silent_enable() {
                 for _ in 0..round % 173 {
                     std::hint::spin_loop();
                 }
-                kick.carry_out(slot.notify_upcall(&pending));
+                kick.carry_out(slot.notify_upcall(pending));
                 posted.store(round, SeqCst);
             }
         });
@@ -75,18 +75,18 @@ fn one_edge_against_one_silent_enable() {
                 _ => (0..round % 1009).for_each(|_| std::hint::spin_loop()),
             }
             slot.page().write(Register::Svr, 0x1FF);
-            let _ = plain.apic.prepare(0, Some(&pending));
+            let _ = plain.apic.prepare(0);
             wait_for(&posted, round);
             if plain.apic.nominate().is_none() {
                 assert!(kick.take(), "round {round}: neither delivered nor kicked");
-                let _ = plain.apic.prepare(0, Some(&pending));
+                let _ = plain.apic.prepare(0);
             }
             assert_eq!(plain.irr(), [UPCALL], "round {round}: lost");
             assert_eq!(plain.apic.acknowledge(), UPCALL);
             pending.store(0, SeqCst);
             plain.set(Register::Eoi, 0);
             kick.take();
-            let _ = plain.apic.prepare(0, Some(&pending));
+            let _ = plain.apic.prepare(0);
             assert_eq!(plain.irr(), [], "round {round}: doubled");
         }
     });
@@ -98,17 +98,17 @@ fn a_storm_of_edges_against_toggles() {
     const EDGES: usize = 60_000;
     for eoi_first in [false, true] {
         let mut plain = Plain::with(Profile::intel(), 0, true, RefusedUpcall::Owed);
-        let (pending, kick) = (AtomicU8::new(0), Kick::default());
+        let (pending, kick) = (plain.pending, Kick::default());
         let (done, events) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let slot = plain.slot;
-        let _ = slot.register_upcall(UPCALL, &pending).unwrap();
-        let _ = plain.apic.prepare(0, Some(&pending));
+        let _ = slot.register_upcall(UPCALL, pending).unwrap();
+        let _ = plain.apic.prepare(0);
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..EDGES / 2 {
                         events.fetch_add(1, SeqCst);
-                        kick.carry_out(slot.notify_upcall(&pending));
+                        kick.carry_out(slot.notify_upcall(pending));
                     }
                     done.fetch_add(1, SeqCst);
                 });
@@ -121,7 +121,7 @@ fn a_storm_of_edges_against_toggles() {
                 let on = finished || !turn.is_multiple_of(5);
                 slot.page().write(Register::Svr, if on { 0x1FF } else { 0xFF });
                 kick.take();
-                let _ = plain.apic.prepare(0, Some(&pending));
+                let _ = plain.apic.prepare(0);
                 let Some(vector) = plain.apic.nominate() else {
                     if finished && !kick.take() {
                         break;

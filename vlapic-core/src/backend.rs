@@ -4,8 +4,6 @@
 //! [`Backend`] is that loop's view of them. It is for static dispatch: the loop is generic, or
 //! matches on an enum of its own.
 
-use core::sync::atomic::AtomicU8;
-
 use crate::effect::Effect;
 use crate::inbox::Inbox;
 use crate::local::{LocalApic, Prepared};
@@ -16,11 +14,10 @@ use crate::vector::Vector;
 /// `C` is what an entry is prepared in: a VMCS, a VMCB, or
 /// [`Injection`](crate::Injection) for plain emulation. In the order of use:
 ///
-/// 1. [`LocalApic::take_event`] on [`apic_mut`](Self::apic_mut) until there is none;
-/// 2. [`before_entry`](Self::before_entry), with this CPU's interrupts off from here to the entry;
-/// 3. the entry, unless [`Entry::event`] says that there is something to take first;
-/// 4. [`after_exit`](Self::after_exit), and the effect it returns;
-/// 5. [`block`](Self::block) where the guest halted, [`preempt`](Self::preempt) where the
+/// 1. [`before_entry`](Self::before_entry), with this CPU's interrupts off from here to the entry;
+/// 2. the entry, if [`Entry::next`] says so; else what it says instead, and again;
+/// 3. [`after_exit`](Self::after_exit), and the effect it returns;
+/// 4. [`block`](Self::block) where the guest halted, [`preempt`](Self::preempt) where the
 ///    scheduler takes the CPU away.
 pub trait Backend<'s, C: ?Sized> {
     /// Where the vCPU's accepted vectors wait.
@@ -41,11 +38,7 @@ pub trait Backend<'s, C: ?Sized> {
     ///
     /// # Errors
     /// An access to `controls` that fails: do not enter. The call may be repeated.
-    fn before_entry(
-        &mut self,
-        controls: &mut C,
-        input: EntryInput<'_>,
-    ) -> Result<Entry, Self::Error>;
+    fn before_entry(&mut self, controls: &mut C, input: EntryInput) -> Result<Entry, Self::Error>;
 
     /// Handles `exit` if it is about the APIC. `now` is the guest's TSC.
     ///
@@ -65,7 +58,7 @@ pub trait Backend<'s, C: ?Sized> {
     /// interrupt ends the sleep. Whatever is posted after this call notifies; whatever was posted
     /// before it is seen by it. A vCPU that is woken is asked again.
     #[must_use]
-    fn block(&mut self, input: EntryInput<'_>) -> bool;
+    fn block(&mut self, input: EntryInput) -> bool;
 
     /// The scheduler takes the CPU away from a vCPU that wants to run on.
     fn preempt(&mut self);
@@ -73,41 +66,70 @@ pub trait Backend<'s, C: ?Sized> {
 
 /// What the hypervisor says of the entry it prepares.
 #[derive(Clone, Copy, Debug)]
-pub struct EntryInput<'g> {
+pub struct EntryInput {
     /// The guest's TSC.
     pub now: u64,
     /// The physical APIC ID of this CPU.
     pub cpu: u32,
-    /// The guest can take an external interrupt at this entry: RFLAGS.IF is set, no interrupt
-    /// shadow, and no other event is to be injected. `before_entry` only asks it where the processor
-    /// does not look for itself.
+    /// The guest can take an external interrupt at this entry: RFLAGS.IF is set and there is no
+    /// interrupt shadow. `before_entry` only asks it where the processor does not look for itself.
     pub interruptible: bool,
-    /// The guest's pending byte, if it uses upcalls.
-    pub pending: Option<&'g AtomicU8>,
+    /// An event is to be injected at this entry already: the one that the last exit cut short (valid
+    /// IDT-vectoring information; valid EXITINTINFO), or one of the hypervisor's own. One entry
+    /// injects one event, so nothing else is injected and no other event is to be taken.
+    pub injecting: bool,
 }
 
 /// What the hypervisor has to do for an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Entry {
+    /// Whether to enter, and if not, what to do first.
+    pub next: Next,
     /// Make the vCPU exit by this time, in guest TSC ticks (VMX-preemption timer or a timer of
-    /// the host): the APIC timer expires, or an owed upcall wants a look at SVR.
+    /// the host): the APIC timer expires, an owed upcall wants a look at SVR, or an event waits for
+    /// the one that is injected. A time that is not after [`EntryInput::now`] means at once, that is
+    /// before the guest's first instruction but after the injection.
     pub exit_by: Option<u64>,
     /// An upcall is owed: have the guest's next SVR write exit.
     pub intercept_svr: bool,
-    /// INIT, SIPI, NMI, SMI or ExtINT came in meanwhile: take it by [`LocalApic::take_event`] and
-    /// call `before_entry` again. No vector is injected along with it.
-    pub event: bool,
+    /// This CPU may hold translations of the guest's register window that have become wrong: flush
+    /// those of the guest before entering (INVEPT). Said again until an entry has been made.
+    pub flush: bool,
     /// This vector is injected as an external interrupt by this entry; its IRR bit has moved to
     /// ISR. If the entry exits before it is delivered, inject it again.
     pub injected: Option<Vector>,
 }
 
+/// What comes after [`Backend::before_entry`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Next {
+    /// The entry.
+    Enter,
+    /// Do not enter: INIT, SIPI, NMI, SMI or ExtINT has come and nothing else is to be injected.
+    /// Take one by [`LocalApic::take_event`], carry it out, and call `before_entry` again.
+    TakeEvent,
+    /// Do not enter: the vCPU waits for a start-up IPI. Let it sleep until it is kicked, then call
+    /// `before_entry` again.
+    AwaitStartup,
+    /// Do not enter: the register window is mapped for hardware that is not to serve this vCPU now.
+    /// Unmap it, flush it from the TLBs of every CPU, say so (`avic::Window::unmapped`), and call
+    /// `before_entry` again.
+    UnmapWindow,
+    /// Do not enter: the other vCPUs' hardware cannot route what this one has become. Kick each of
+    /// them ([`Notify::Kick`](crate::Notify::Kick)), so that it goes through its own entry work, and
+    /// call `before_entry` again.
+    KickOthers,
+}
+
 impl Entry {
-    /// The entry that follows from what [`LocalApic::prepare`] found at time `now`.
+    /// The entry that follows from what [`LocalApic::prepare`] found. `next` is what
+    /// [`Prepared::next`] made of it.
     #[inline]
     pub fn new(
         prepared: Prepared,
+        next: Next,
         injected: Option<Vector>,
         svr_writes: SvrWrites,
         now: u64,
@@ -119,11 +141,18 @@ impl Entry {
             _ => None,
         };
         let exit_by = match (prepared.deadline, recheck) {
+            // What is injected goes first; the event makes the guest exit right after it.
+            _ if prepared.event => Some(now),
             (Some(timer), Some(recheck)) => Some(timer.min(recheck)),
             (timer, recheck) => timer.or(recheck),
         };
         let intercept_svr = prepared.upcall_owed && svr_writes == SvrWrites::Interceptable;
-        Self { exit_by, intercept_svr, event: prepared.event, injected }
+        Self { next, exit_by, intercept_svr, flush: false, injected }
+    }
+
+    /// No entry: `next` comes first, and nothing has been looked at yet.
+    pub const fn not_yet(next: Next) -> Self {
+        Self { next, exit_by: None, intercept_svr: false, flush: false, injected: None }
     }
 }
 

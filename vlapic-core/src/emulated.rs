@@ -2,7 +2,7 @@
 
 use core::convert::Infallible;
 
-use crate::backend::{Backend, Entry, EntryInput, ExitOutcome, SvrWrites};
+use crate::backend::{Backend, Entry, EntryInput, ExitOutcome, Next, SvrWrites};
 use crate::inbox::DirectInbox;
 use crate::local::LocalApic;
 use crate::slot::Slot;
@@ -60,17 +60,19 @@ impl<'s> Backend<'s, Injection> for Emulated<'s> {
     fn before_entry(
         &mut self,
         injection: &mut Injection,
-        input: EntryInput<'_>,
+        input: EntryInput,
     ) -> Result<Entry, Infallible> {
-        let prepared = self.apic.prepare(input.now, input.pending);
+        let prepared = self.apic.prepare(input.now);
+        let next = prepared.next(input.injecting);
+        let injects = next == Next::Enter && input.interruptible && !input.injecting;
         let injected = self.apic.nominate().filter(|&vector| {
             // Looking consumes nothing; only what is certain to be injected is committed.
-            input.interruptible && !prepared.event && self.apic.commit(vector)
+            injects && self.apic.commit(vector)
         });
         let window = self.apic.nominate().is_some();
         let cr8 = self.apic.read_cr8() as u8;
         *injection = Injection { vector: injected, window, cr8 };
-        Ok(Entry::new(prepared, injected, self.svr_writes, input.now))
+        Ok(Entry::new(prepared, next, injected, self.svr_writes, input.now))
     }
 
     fn after_exit(
@@ -82,8 +84,8 @@ impl<'s> Backend<'s, Injection> for Emulated<'s> {
         Ok(ExitOutcome::NotOurs)
     }
 
-    fn block(&mut self, input: EntryInput<'_>) -> bool {
-        let prepared = self.apic.prepare(input.now, input.pending);
+    fn block(&mut self, input: EntryInput) -> bool {
+        let prepared = self.apic.prepare(input.now);
         let interrupted = input.interruptible && self.apic.nominate().is_some();
         !prepared.event && !interrupted
     }
@@ -105,7 +107,7 @@ mod tests {
         let _ = slot.request(0x41, Trigger::Edge);
         let _ = slot.request(0x92, Trigger::Edge);
         let mut injection = Injection::default();
-        let mut input = EntryInput { now: 0, cpu: 0, interruptible: false, pending: None };
+        let mut input = EntryInput { now: 0, cpu: 0, interruptible: false, injecting: false };
 
         let entry = vcpu.before_entry(&mut injection, input).unwrap();
         assert_eq!((entry.injected, injection.vector, injection.window), (None, None, true));

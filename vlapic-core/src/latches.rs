@@ -42,7 +42,7 @@ pub enum Pin {
 /// INIT, SIPI, NMI, SMI and ExtINT as latched, wait-for-SIPI, and what the pins did.
 ///
 /// One word, so that a SIPI and the INIT before it are seen in order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Latches(AtomicU32);
 
 const INIT: u32 = 1 << 0;
@@ -53,6 +53,8 @@ const STARTUP: u32 = 1 << 4;
 const WAITING: u32 = 1 << 5;
 const PINS: u32 = (PIN_LEVEL | PIN_ROSE | PIN_REMOTE_IRR) * 3;
 const EVENTS: u32 = INIT | NMI | SMI | EXTINT | STARTUP;
+/// No owner has come since the slot was made.
+const UNOWNED: u32 = 1 << 6;
 const STARTUP_PAGE_SHIFT: u32 = 8;
 const STARTUP_PAGE: u32 = 0xFF << STARTUP_PAGE_SHIFT;
 const PIN_LEVEL: u32 = 1 << 16;
@@ -62,8 +64,17 @@ const PIN_REMOTE_IRR: u32 = 1 << 20;
 const LIFE: u32 = 1 << 24;
 
 impl Latches {
+    /// After RESET, for a vCPU that is not the BSP and that nobody owns yet.
     pub(crate) const fn new() -> Self {
-        Self(AtomicU32::new(0))
+        Self(AtomicU32::new(WAITING | UNOWNED))
+    }
+
+    /// An owner comes. `false` if it is not the first one since the slot was made; else it finds
+    /// everything that was latched for it, but a bootstrap processor waits for no SIPI.
+    pub(crate) fn adopt(&self, waiting: bool) -> bool {
+        let drop = if waiting { UNOWNED } else { UNOWNED | WAITING | STARTUP | STARTUP_PAGE };
+        let step = |word: u32| (word & UNOWNED != 0).then_some(word & !drop);
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, step).is_ok()
     }
 
     /// RESET: nothing latched. Pins keep their level, which is the outside's.
@@ -117,10 +128,11 @@ impl Latches {
         self.load() & WAITING != 0
     }
 
-    /// Something that [`Self::take`] would return.
+    /// Whether [`Self::take`] would return something, and whether the vCPU waits for a SIPI.
     #[inline]
-    pub(crate) fn any(&self) -> bool {
-        first_event(self.load()).is_some()
+    pub(crate) fn waiting_for(&self) -> (bool, bool) {
+        let word = self.load();
+        (first_event(word).is_some(), word & WAITING != 0)
     }
 
     pub(crate) fn latch_init(&self) -> bool {

@@ -52,7 +52,9 @@ mod vm;
 mod write;
 
 pub use access::{Access, reserved_in_x2apic, stored_bits};
-pub use backend::{AccessKind, Backend, Entry, EntryInput, ExitOutcome, SvrWrites, WindowAccess};
+pub use backend::{
+    AccessKind, Backend, Entry, EntryInput, ExitOutcome, Next, SvrWrites, WindowAccess,
+};
 pub use base::{ApicBase, IA32_APIC_BASE, Mode};
 pub use display::Display;
 pub use effect::Effect;

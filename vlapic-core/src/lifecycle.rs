@@ -8,6 +8,7 @@ use crate::local::LocalApic;
 use crate::lvt::Lvt;
 use crate::profile::Profile;
 use crate::register::{LvtEntry, Register};
+use crate::slot::Slot;
 use crate::svr::Svr;
 use crate::timer::Timer;
 
@@ -21,7 +22,7 @@ impl<I: Inbox> LocalApic<'_, I> {
         self.slot.latches.reset(!bootstrap);
         self.slot.set_base(ApicBase::reset(bootstrap));
         self.clear();
-        self.write_id();
+        self.slot.write_id();
         self.slot.upcall.reset();
     }
 
@@ -36,7 +37,7 @@ impl<I: Inbox> LocalApic<'_, I> {
         page.write(Register::Svr, Svr::RESET.bits());
         self.slot.latches.init(!self.slot.base().bootstrap());
         self.clear();
-        self.write_id();
+        self.slot.write_id();
         if self.slot.mode() == Mode::XApic && self.slot.profile().xapic_id_writable() {
             page.write(Register::Id, id);
         }
@@ -63,12 +64,12 @@ impl<I: Inbox> LocalApic<'_, I> {
                 self.slot.set_base(to);
                 self.slot.latches.begin_life();
                 self.clear();
-                self.write_id();
+                self.slot.write_id();
                 self.slot.upcall.init(self.slot.refused_upcall);
             }
             (Mode::XApic, Mode::X2Apic) => {
                 self.slot.set_base(to);
-                self.write_id();
+                self.slot.write_id();
                 self.slot.page().write(Register::IcrHigh, 0);
                 self.slot.page().store(0x304, 0);
             }
@@ -80,25 +81,33 @@ impl<I: Inbox> LocalApic<'_, I> {
                 self.slot.page().write(Register::Tpr, (cr8 as u32) << 4);
                 self.store_ppr();
                 self.slot.set_base(to);
-                self.write_id();
+                self.slot.write_id();
             }
             _ => self.slot.set_base(to),
         }
         Ok(Effect::BaseChanged { from, to })
     }
 
+    /// Puts every register into its reset state, and drops the timer with everything else that the page
+    /// does not hold. The caller has done what [`Slot::clear`] asks.
+    pub(crate) fn clear(&mut self) {
+        self.timer = Timer::default();
+        self.slot.clear();
+    }
+}
+
+impl<I: Inbox> Slot<'_, I> {
     /// Puts every register into its reset state (SDM Vol. 3A 10.4.7.1), ID and LDR of x2APIC mode
-    /// aside, and drops what the page does not hold.
+    /// aside, and drops what is posted and the errors not yet shown.
     ///
     /// The caller has made the APIC refuse and has begun a new life, in this order, so that
     /// `Slot::accept` tells a post from before the clearing from one after it: taking the banks of
     /// IRR releases the new life to a post that finds them empty.
-    pub(crate) fn clear(&mut self) {
-        let page = self.slot.page();
-        let profile = self.slot.profile();
-        self.timer = Timer::default();
-        self.slot.pending_errors.store(0, Ordering::Relaxed);
-        self.slot.inbox().discard();
+    pub(crate) fn clear(&self) {
+        let page = self.page();
+        let profile = self.profile();
+        self.pending_errors.store(0, Ordering::Relaxed);
+        self.inbox().discard();
         for index in 0..8 {
             page.irr().take_bank(index);
         }
@@ -111,10 +120,10 @@ impl<I: Inbox> LocalApic<'_, I> {
     }
 
     /// Writes ID, and LDR as the mode has it.
-    fn write_id(&self) {
-        let id = self.slot.x2apic_id();
-        let page = self.slot.page();
-        if self.slot.mode() == Mode::X2Apic {
+    pub(crate) fn write_id(&self) {
+        let id = self.x2apic_id();
+        let page = self.page();
+        if self.mode() == Mode::X2Apic {
             page.write(Register::Id, id);
             page.write(Register::Ldr, x2apic_ldr(id));
         } else {

@@ -2,6 +2,8 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
 
+use crate::backend::Next;
+use crate::base::ApicBase;
 use crate::effect::Effect;
 use crate::inbox::Inbox;
 use crate::latches::{Event, Pin};
@@ -10,7 +12,7 @@ use crate::profile::Profile;
 use crate::register::{LvtEntry, Register};
 use crate::slot::{Outcome, Slot};
 use crate::timer::{Settings, Timer, divide_shift};
-use crate::upcall::UpcallDebt;
+use crate::upcall::{IllegalUpcallVector, UpcallDebt};
 use crate::vector::{Trigger, Vector};
 use crate::vectors::VectorSet;
 
@@ -31,6 +33,8 @@ use crate::vectors::VectorSet;
 pub struct LocalApic<'s, I> {
     pub(crate) slot: &'s Slot<'s, I>,
     pub(crate) timer: Timer,
+    /// The guest's pending byte, once it is known.
+    pending: Option<&'s AtomicU8>,
 }
 
 /// What [`LocalApic::prepare`] found.
@@ -44,15 +48,38 @@ pub struct Prepared {
     pub upcall_owed: bool,
     /// [`LocalApic::take_event`] has something.
     pub event: bool,
+    /// The vCPU waits for a start-up IPI.
+    pub waits: bool,
+}
+
+impl Prepared {
+    /// Whether the vCPU is to enter. `injecting` says that an event is to be injected already: then
+    /// that one goes first, and the others are taken after it.
+    #[inline]
+    #[must_use]
+    pub const fn next(&self, injecting: bool) -> Next {
+        if self.event && !injecting {
+            Next::TakeEvent
+        } else if self.waits {
+            Next::AwaitStartup
+        } else {
+            Next::Enter
+        }
+    }
 }
 
 impl<'s, I: Inbox> LocalApic<'s, I> {
-    /// Takes ownership of `slot` and puts it through RESET. `bootstrap` makes the vCPU the BSP;
-    /// others wait for INIT and SIPI.
+    /// Takes ownership of `slot`, whose APIC is as after RESET: the first owner finds it so, with
+    /// the INIT, SIPI and NMI that have been sent to it, and any later one puts it through RESET.
+    /// `bootstrap` makes the vCPU the BSP; others wait for INIT and SIPI.
     #[must_use]
     pub fn new(slot: &'s Slot<'s, I>, bootstrap: bool) -> Self {
-        let mut apic = Self { slot, timer: Timer::default() };
-        apic.reset(bootstrap);
+        let mut apic = Self { slot, timer: Timer::default(), pending: None };
+        if slot.latches.adopt(!bootstrap) {
+            slot.set_base(ApicBase::reset(bootstrap));
+        } else {
+            apic.reset(bootstrap);
+        }
         apic
     }
 
@@ -76,11 +103,41 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
         }
     }
 
+    /// Says where the guest's pending byte is, for as long as there are upcalls: what is owed is
+    /// paid, or dropped, by what the byte says when the vCPU next looks
+    /// ([`prepare`](Self::prepare)). Until it is told, a vCPU does not look at what it owes.
+    ///
+    /// Once is enough; RESET changes nothing here. Needed where another CPU registers the vector
+    /// ([`Slot::register_upcall`]); [`register_upcall`](Self::register_upcall) does both.
+    ///
+    /// The owner holds the reference, not the slot: a guest chooses the place of its byte while it
+    /// runs, and may choose another after RESET, which a shared slot could follow only with unsafe
+    /// code or a lock.
+    pub const fn bind_upcall(&mut self, pending: &'s AtomicU8) {
+        self.pending = Some(pending);
+    }
+
+    /// Registers `vector` for upcalls whose pending byte is `pending`: the owner's
+    /// [`Slot::register_upcall`] and [`bind_upcall`](Self::bind_upcall) in one. Nobody has to be told:
+    /// the next entry work finds what there is to deliver.
+    ///
+    /// # Errors
+    /// [`IllegalUpcallVector`] for vectors 0 to 15; nothing changes.
+    pub fn register_upcall(
+        &mut self,
+        vector: u8,
+        pending: &'s AtomicU8,
+    ) -> Result<(), IllegalUpcallVector> {
+        let _ = self.slot.register_upcall(vector, pending)?;
+        self.bind_upcall(pending);
+        Ok(())
+    }
+
     /// The APIC's part of entry work: lets time pass to `now` (guest TSC ticks), looks at the
     /// pins, pays an owed upcall if the APIC accepts by now, and moves everything posted into IRR.
     /// If the APIC is found software-disabled, by whatever store, its LVT entries are masked.
     ///
-    /// `pending` is the guest's pending byte, if it uses upcalls. Call after every exit's handling
+    /// Call after every exit's handling
     /// and before every entry; calling it more often is harmless.
     ///
     /// Ordering: where an upcall is owed, a SeqCst fence separates whatever the vCPU stored before
@@ -88,7 +145,7 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     /// [`Slot::notify_upcall`]. With nothing owed there are only loads: a poster that refused
     /// makes the vCPU come here again.
     #[inline]
-    pub fn prepare(&mut self, now: u64, pending: Option<&AtomicU8>) -> Prepared {
+    pub fn prepare(&mut self, now: u64) -> Prepared {
         self.pass_time(now);
         if !self.slot.page().svr().software_enabled() {
             self.mask_entries();
@@ -96,7 +153,7 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
         if !self.slot.latches.pins_idle() {
             self.look_at_pins();
         }
-        let upcall_owed = match pending {
+        let upcall_owed = match self.pending {
             Some(pending) if self.slot.upcall.owed() => {
                 fence(Ordering::SeqCst);
                 self.slot.pay_upcall(pending) == UpcallDebt::Owed
@@ -104,7 +161,8 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
             _ => false,
         };
         self.slot.inbox().collect(self.slot.page());
-        Prepared { deadline: self.next_deadline(), upcall_owed, event: self.slot.latches.any() }
+        let (event, waits) = self.slot.latches.waiting_for();
+        Prepared { deadline: self.next_deadline(), upcall_owed, event, waits }
     }
 
     /// The interrupt that would be delivered now: the highest in IRR, if its class is above PPR's

@@ -66,15 +66,17 @@ impl Receipt {
 
 impl<'p, I: Inbox> Slot<'p, I> {
     /// The slot of the vCPU with x2APIC ID `x2apic_id` (its low 8 bits are the xAPIC ID), whose
-    /// registers live in `page`.
+    /// registers live in `page`. Page and inbox lose what they held: the APIC begins in the state that
+    /// RESET leaves, as one that waits for its start-up IPI.
     ///
-    /// The page gets its contents from [`LocalApic::new`](crate::LocalApic::new); until then the
-    /// APIC is not present and accepts nothing.
+    /// From here on others may send to it, be there an owner ([`LocalApic`](crate::LocalApic)) yet
+    /// or not: INIT, SIPI and NMI wait for the owner, vectors are refused as by any APIC that is
+    /// software-disabled.
     #[must_use]
-    pub const fn new(page: &'p ApicPage, x2apic_id: u32, profile: Profile, inbox: I) -> Self {
-        Self {
+    pub fn new(page: &'p ApicPage, x2apic_id: u32, profile: Profile, inbox: I) -> Self {
+        let slot = Self {
             page,
-            base: AtomicU64::new(0),
+            base: AtomicU64::new(ApicBase::reset(false).bits()),
             profile,
             x2apic_id,
             latches: Latches::new(),
@@ -82,7 +84,10 @@ impl<'p, I: Inbox> Slot<'p, I> {
             upcall: Upcall::new(),
             refused_upcall: RefusedUpcall::Owed,
             inbox,
-        }
+        };
+        slot.clear();
+        slot.write_id();
+        slot
     }
 
     /// The slot with another policy for refused upcalls.

@@ -1,7 +1,7 @@
-use vlapic_core::{Delivery, Event, Register, SvrWrites};
+use vlapic_core::{Delivery, Event, Next, Register, SvrWrites};
 
 use super::{INPUT, Options, Rig};
-use crate::{EntryError, Face, Inhibit};
+use crate::{Face, Inhibit};
 
 fn rig(ldrs: &[u8], dfr: u32) -> Rig {
     let mut rig = Options::vcpus(ldrs.len() as u32).build();
@@ -191,10 +191,10 @@ fn an_xapic_that_wakes_among_x2apics_has_them_kicked() {
     assert_eq!(rig.enter(0), Face::X2Avic, "vCPU 1 accepts nothing");
     rig.page(1).write(Register::Svr, 0x1FF);
     assert!(rig.vcpus[1].block(INPUT), "sleep does not forget it");
-    let refused = rig.vcpus[1].before_entry(&mut rig.vmcbs[1], INPUT);
-    assert_eq!(refused, Err(EntryError::Peers));
+    let refused = rig.entry(1, INPUT).next;
+    assert_eq!(refused, Next::KickOthers);
     assert_eq!(rig.enter(0), Face::Emulated);
-    assert!(rig.vcpus[1].before_entry(&mut rig.vmcbs[1], INPUT).is_ok());
+    assert_eq!(rig.entry(1, INPUT).next, Next::AwaitStartup);
 }
 
 /// A vCPU whose ID no entry can hold, in xAPIC mode.

@@ -1,9 +1,7 @@
-use vlapic_core::{EntryInput, Inbox, Notify, Register, Trigger, Vector};
+use vlapic_core::{EntryInput, Inbox, Next, Notify, Register, Trigger, Vector};
 
 use super::{CAPS, INPUT, Options, address};
-use crate::{
-    Capabilities, EntryError, Face, Feature, Host, Trust, Vmcb, Wanted, Whereabouts, check,
-};
+use crate::{Capabilities, Face, Feature, Host, Trust, Vmcb, Wanted, Whereabouts, check};
 
 #[test]
 fn xavic_fills_the_vmcb() {
@@ -70,7 +68,7 @@ fn coming_to_a_cpu_flushes_in_xapic_mode() {
     let mut rig = Options::vcpus(1).build();
     let enter = |rig: &mut super::Rig, cpu| {
         let input = EntryInput { cpu, ..INPUT };
-        let _ = rig.vcpus[0].before_entry(&mut rig.vmcbs[0], input).unwrap();
+        let _ = rig.entry(0, input);
         let control = rig.vmcbs[0].load(0x058) >> 32;
         let _ = rig.exit(0, 0x60, 0, 0);
         control
@@ -158,7 +156,7 @@ fn host_ids_beyond_the_doorbell() {
         let host = Host { trust, ..Host::new() };
         let mut rig = Options { host, ..Options::vcpus(1) }.build();
         let input = EntryInput { cpu, ..INPUT };
-        let _ = rig.vcpus[0].before_entry(&mut rig.vmcbs[0], input).unwrap();
+        let _ = rig.entry(0, input);
         let whereabouts = rig.slot(0).inbox().whereabouts();
         if reached {
             assert_eq!(rig.running(0), Some(cpu as u16));
@@ -200,17 +198,17 @@ fn emulated_entries_inject() {
         assert_eq!(slot.request(vector, Trigger::Edge).notify, Notify::None);
     }
     let blocked = EntryInput { interruptible: false, ..INPUT };
-    let entry = rig.vcpus[0].before_entry(&mut rig.vmcbs[0], blocked).unwrap();
+    let entry = rig.entry(0, blocked);
     assert_eq!(entry.injected, None);
     assert_eq!(rig.vmcbs[0].load(0x060), 0x0110_0100, "V_IRQ, V_IGN_TPR");
     assert_eq!(rig.vmcbs[0].load(0x008), 1 << 36, "VINTR intercept");
     assert_eq!(rig.vmcbs[0].load(0x0A8), 0);
 
-    let entry = rig.vcpus[0].before_entry(&mut rig.vmcbs[0], INPUT).unwrap();
+    let entry = rig.entry(0, INPUT);
     assert_eq!(entry.injected, Vector::new(0x92));
     assert_eq!(rig.vmcbs[0].load(0x0A8), 1 << 31 | 0x92);
     assert_eq!((rig.vmcbs[0].load(0x060), rig.vmcbs[0].load(0x008)), (0x0100_0000, 0));
-    let again = rig.vcpus[0].before_entry(&mut rig.vmcbs[0], INPUT).unwrap();
+    let again = rig.entry(0, INPUT);
     assert_eq!(again.injected, None, "one at a time");
     assert_eq!(rig.vmcbs[0].load(0x0A8), 1 << 31 | 0x92);
 
@@ -219,11 +217,11 @@ fn emulated_entries_inject() {
     rig.page(0).write(Register::Tpr, 0x50);
     let _ = rig.vcpus[0].apic_mut().end_of_interrupt();
     rig.vmcbs[0].store(0x060, 0x0100_0005);
-    let entry = rig.vcpus[0].before_entry(&mut rig.vmcbs[0], INPUT).unwrap();
+    let entry = rig.entry(0, INPUT);
     assert_eq!(entry.injected, None);
     assert_eq!(rig.vmcbs[0].load(0x000), 1 << 24, "CR8 writes exit");
     assert!(rig.vcpus[0].apic_mut().write_cr8(3, 0).is_ok());
-    let entry = rig.vcpus[0].before_entry(&mut rig.vmcbs[0], INPUT).unwrap();
+    let entry = rig.entry(0, INPUT);
     assert_eq!(entry.injected, Vector::new(0x41));
     assert_eq!(rig.vmcbs[0].load(0x000), 0);
 }
@@ -234,15 +232,15 @@ fn nothing_is_injected_beside_another_event() {
     rig.enable(0);
     let _ = rig.slot(0).request(0x41, Trigger::Edge);
     rig.vmcbs[0].store(0x0A8, 1 << 31 | 2 << 8 | 2);
-    let entry = rig.vcpus[0].before_entry(&mut rig.vmcbs[0], INPUT).unwrap();
+    let entry = rig.entry(0, INPUT);
     assert_eq!(entry.injected, None);
     assert_eq!(rig.vmcbs[0].load(0x0A8), 1 << 31 | 2 << 8 | 2, "the hypervisor's NMI");
     assert_eq!(rig.vmcbs[0].load(0x008), 1 << 36);
 
     rig.vmcbs[0].store(0x0A8, 0);
     let _ = rig.slot(0).receive(vlapic_core::Delivery::Nmi);
-    let entry = rig.vcpus[0].before_entry(&mut rig.vmcbs[0], INPUT).unwrap();
-    assert_eq!((entry.event, entry.injected), (true, None));
+    let entry = rig.entry(0, INPUT);
+    assert_eq!((entry.next, entry.injected), (Next::TakeEvent, None));
 }
 
 #[test]
@@ -264,20 +262,20 @@ fn the_window_is_unmapped_before_emulation() {
     assert_eq!(rig.enter(0), Face::XAvic);
     assert!(rig.window.map());
     rig.vcpus[1].set_external_interrupt_window(true);
-    let refused = rig.vcpus[1].before_entry(&mut rig.vmcbs[1], INPUT);
-    assert_eq!(refused, Err(EntryError::WindowMapped));
-    let again = rig.vcpus[1].before_entry(&mut rig.vmcbs[1], INPUT);
-    assert_eq!(again, Err(EntryError::WindowMapped), "until it is done");
+    let refused = rig.entry(1, INPUT).next;
+    assert_eq!(refused, Next::UnmapWindow);
+    let again = rig.entry(1, INPUT).next;
+    assert_eq!(again, Next::UnmapWindow, "until it is done");
     rig.window.unmapped();
-    assert!(rig.vcpus[1].before_entry(&mut rig.vmcbs[1], INPUT).is_ok());
+    assert_eq!(rig.entry(1, INPUT).next, Next::AwaitStartup);
     assert!(!rig.window.map(), "vCPU 1 objects");
     assert_eq!(rig.enter(0), Face::XAvic, "vCPU 0 keeps AVIC, its accesses fault");
     rig.vcpus[1].set_external_interrupt_window(false);
     rig.enter(1);
     assert!(rig.window.map());
     rig.enter_x2apic(1);
-    let refused = rig.vcpus[1].before_entry(&mut rig.vmcbs[1], INPUT);
-    assert_eq!(refused, Err(EntryError::WindowMapped), "there is no window in x2APIC mode");
+    let refused = rig.entry(1, INPUT).next;
+    assert_eq!(refused, Next::UnmapWindow, "there is no window in x2APIC mode");
     drop(rig.vcpus.pop());
     rig.window.unmapped();
     assert!(rig.window.map(), "a vCPU that is gone objects to nothing");

@@ -1,6 +1,6 @@
 use std::vec::Vec;
 
-use vlapic_core::{ApicBase, Notify, Profile, Register, Trigger};
+use vlapic_core::{ApicBase, Next, Notify, Profile, Register, Trigger};
 
 use super::{INPUT, Options};
 use crate::{Face, Feature, Host, Inhibit, Inhibits, Trust, Wanted};
@@ -37,7 +37,7 @@ fn the_hypervisors_reasons_and_their_way_back() {
             // The post comes before the vCPU has noticed, and is not lost.
             let posted = rig.slot(0).request(0x41, Trigger::Edge).notify;
             assert_eq!(posted, Notify::Doorbell { destination: 0x10 });
-            let entry = rig.vcpus[0].before_entry(&mut rig.vmcbs[0], INPUT).unwrap();
+            let entry = rig.entry(0, INPUT);
             assert_eq!(entry.injected.map(|vector| vector.get()), Some(0x41));
             assert_eq!(Face::of(&rig.vmcbs[0]), Face::Emulated);
             assert_eq!(rig.vcpus[0].inhibits(), only(inhibit));
@@ -151,8 +151,8 @@ fn a_renamed_apic_stops_all() {
         assert_eq!(rig.enter(index), Face::XAvic);
     }
     rig.page(1).write(Register::Id, 9 << 24);
-    let refused = rig.vcpus[1].before_entry(&mut rig.vmcbs[1], INPUT);
-    assert_eq!(refused, Err(crate::EntryError::Peers));
+    let refused = rig.entry(1, INPUT).next;
+    assert_eq!(refused, Next::KickOthers);
     assert_eq!(rig.enter(1), Face::Emulated);
     assert_eq!(rig.enter(0), Face::Emulated);
     assert!(rig.vcpus[0].inhibits().contains(Inhibit::IdModified));

@@ -10,7 +10,7 @@ mod races;
 use std::boxed::Box;
 use std::vec::Vec;
 
-use vlapic_core::{ApicPage, EntryInput, Profile, Register, Slot, Vm};
+use vlapic_core::{ApicPage, Entry, EntryInput, Next, Profile, Register, Slot, Vm};
 use vlapic_hal::fake::VirtualIsPhysical;
 use vlapic_hal::{PhysAddr, Translate};
 
@@ -102,8 +102,8 @@ impl Options {
     }
 }
 
-pub(crate) const INPUT: EntryInput<'static> =
-    EntryInput { now: 0, cpu: 0x10, interruptible: true, pending: None };
+pub(crate) const INPUT: EntryInput =
+    EntryInput { now: 0, cpu: 0x10, interruptible: true, injecting: false };
 
 impl Rig {
     pub(crate) fn page(&self, index: usize) -> &'static ApicPage {
@@ -130,13 +130,19 @@ impl Rig {
     pub(crate) fn enter(&mut self, index: usize) -> Face {
         let input = EntryInput { cpu: 0x10 + index as u32, ..INPUT };
         for _ in 0..4 {
-            match self.vcpus[index].before_entry(&mut self.vmcbs[index], input) {
-                Ok(_) => return Face::of(&self.vmcbs[index]),
-                Err(crate::EntryError::WindowMapped) => self.window.unmapped(),
-                Err(crate::EntryError::Peers) => {}
+            match self.entry(index, input).next {
+                Next::UnmapWindow => self.window.unmapped(),
+                Next::KickOthers => {}
+                _ => return Face::of(&self.vmcbs[index]),
             }
         }
         panic!("no way in");
+    }
+
+    /// What the driver says of an entry.
+    pub(crate) fn entry(&mut self, index: usize, input: EntryInput) -> Entry {
+        let Ok(entry) = self.vcpus[index].before_entry(&mut self.vmcbs[index], input);
+        entry
     }
 
     pub(crate) fn exit(

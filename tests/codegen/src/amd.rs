@@ -1,8 +1,9 @@
 //! `avic` over a VMCB in memory.
 
+use core::convert::Infallible;
 use core::sync::atomic::AtomicU8;
 
-use avic::{Backing, EntryError, Exit, Inhibit, Inhibits, Shared, Vcpu, VmcbPage};
+use avic::{Backing, Exit, Inhibit, Inhibits, Shared, Vcpu, VmcbPage};
 use vlapic_core::{
     Delivery, Destination, Effect, Entry, EntryInput, Event, ExitOutcome, Fault, Inbox, Message,
     Notify, Receipt, Slot, Trigger, Vm, Width,
@@ -17,8 +18,8 @@ entries! {
     fn avic_before_entry(
         vcpu: &mut ItsVcpu,
         vmcb: &mut VmcbPage,
-        input: EntryInput<'_>,
-    ) -> Result<Entry, EntryError> {
+        input: EntryInput,
+    ) -> Result<Entry, Infallible> {
         vcpu.before_entry(vmcb, input)
     }
 
@@ -27,7 +28,7 @@ entries! {
         vcpu.after_exit(vmcb, exit, now)
     }
 
-    fn avic_block(vcpu: &mut ItsVcpu, input: EntryInput<'_>) -> bool {
+    fn avic_block(vcpu: &mut ItsVcpu, input: EntryInput) -> bool {
         vcpu.block(input)
     }
 

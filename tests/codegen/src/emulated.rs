@@ -121,8 +121,8 @@ entries! {
         apic.take_event()
     }
 
-    fn core_prepare(apic: &mut Apic, now: u64, pending: Option<&AtomicU8>) -> Prepared {
-        apic.prepare(now, pending)
+    fn core_prepare(apic: &mut Apic, now: u64) -> Prepared {
+        apic.prepare(now)
     }
 
     fn core_nominate(apic: &Apic) -> Option<Vector> {
@@ -148,12 +148,12 @@ entries! {
     fn core_before_entry(
         vcpu: &mut Emulated<'static>,
         injection: &mut Injection,
-        input: EntryInput<'_>,
+        input: EntryInput,
     ) -> Option<Entry> {
         vcpu.before_entry(injection, input).ok()
     }
 
-    fn core_block(vcpu: &mut Emulated<'static>, input: EntryInput<'_>) -> bool {
+    fn core_block(vcpu: &mut Emulated<'static>, input: EntryInput) -> bool {
         vcpu.block(input)
     }
 }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::AtomicU8;
 
-use apicv::{Capabilities, Exit, MsrBitmap, Posting, ProgramError, Translations, Vcpu};
+use apicv::{Exit, Posting, Vcpu};
 use vlapic_core::{
     Backend, Delivery, Destination, Effect, Entry, EntryInput, Event, ExitOutcome, Fault, Message,
     Notify, Receipt, Slot, Trigger, Vector, Vm, Width,
@@ -19,7 +19,7 @@ entries! {
     fn apicv_before_entry(
         vcpu: &mut ItsVcpu,
         vmcs: &mut CurrentVmcs,
-        input: EntryInput<'_>,
+        input: EntryInput,
     ) -> Result<Entry, VmcsError> {
         vcpu.before_entry(vmcs, input)
     }
@@ -28,16 +28,7 @@ entries! {
         vcpu.after_exit(exit, now)
     }
 
-    fn apicv_mode_changed(
-        vcpu: &mut ItsVcpu,
-        vmcs: &mut CurrentVmcs,
-        capabilities: &Capabilities,
-        bitmap: Option<&MsrBitmap>,
-    ) -> Result<Translations, ProgramError> {
-        vcpu.mode_changed(vmcs, capabilities, bitmap)
-    }
-
-    fn apicv_block(vcpu: &mut ItsVcpu, input: EntryInput<'_>) -> bool {
+    fn apicv_block(vcpu: &mut ItsVcpu, input: EntryInput) -> bool {
         vcpu.block(input)
     }
 

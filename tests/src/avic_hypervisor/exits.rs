@@ -1,7 +1,7 @@
 //! The loop of a vCPU: before entry, enter, after exit.
 
-use avic::{EntryError, Exit};
-use vlapic_core::{Effect, EntryInput, Event, ExitOutcome, Notify};
+use avic::Exit;
+use vlapic_core::{Effect, EntryInput, Event, ExitOutcome, Next, Notify};
 
 use super::guest::Answer;
 use super::vcpu::{NESTED_CR3, View};
@@ -93,46 +93,40 @@ impl Hypervisor<'_> {
         self.vcpus[index].run == Run::Ready
     }
 
-    pub(super) fn input(&self, index: usize) -> EntryInput<'static> {
+    pub(super) fn input(&self, index: usize) -> EntryInput {
         let vcpu = &self.vcpus[index];
         EntryInput {
             now: self.now,
             cpu: vcpu.cpu.expect("a CPU") as u32,
-            interruptible: vcpu.interrupt_flag && !vcpu.injects_nmi,
-            pending: None,
+            interruptible: vcpu.interrupt_flag,
+            injecting: vcpu.injects_nmi,
         }
     }
 
     /// The driver's part of an entry.
     pub(super) fn prepare(&mut self, index: usize) -> Prepared {
-        let storage = self.storage;
-        let pending = self.contrast.is_none().then(|| &storage.pending[index]);
-        let input = EntryInput { pending, ..self.input(index) };
+        let input = self.input(index);
         let vcpu = &mut self.vcpus[index];
         let vmcb = vcpu.vmcb.as_mut().expect("a VMCB at hand");
-        let entry = match vcpu.driver.before_entry(&mut View(vmcb), input) {
-            Ok(entry) => entry,
-            Err(EntryError::WindowMapped) => {
-                self.unmap_window();
-                return Prepared::Again;
-            }
-            Err(EntryError::Peers) => return Prepared::Peers,
-            Err(error) => unreachable!("an error that this hypervisor does not know: {error}"),
-        };
+        let Ok(entry) = vcpu.driver.before_entry(&mut View(vmcb), input);
         if let Some(vector) = entry.injected {
             assert_eq!(vcpu.in_flight, None, "one injection overwrites another");
             vcpu.in_flight = Some(vector.get());
         }
         vcpu.exit_by = entry.exit_by;
-        if !entry.event {
-            return Prepared::Enter;
+        match entry.next {
+            Next::Enter => {
+                // This hypervisor's timer for "at once".
+                vcpu.kicked |= entry.exit_by.is_some_and(|time| time <= input.now);
+                Prepared::Enter
+            }
+            Next::UnmapWindow => {
+                self.unmap_window();
+                Prepared::Again
+            }
+            Next::KickOthers => Prepared::Peers,
+            _ => Prepared::Again,
         }
-        if vcpu.in_flight.is_none() && !vcpu.injects_nmi {
-            return Prepared::Again;
-        }
-        // What is injected goes first; the event makes the guest exit at once.
-        vcpu.kicked = true;
-        Prepared::Enter
     }
 
     /// VMRUN.

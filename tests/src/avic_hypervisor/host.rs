@@ -138,9 +138,7 @@ impl Hypervisor<'_> {
 
     /// The first half of going to sleep: a wake-up counts from here on.
     pub(super) fn park(&mut self, index: usize) {
-        let storage = self.storage;
-        let input =
-            vlapic_core::EntryInput { pending: Some(&storage.pending[index]), ..self.input(index) };
+        let input = self.input(index);
         let vcpu = &mut self.vcpus[index];
         if self.config.broken == Broken::SleepsInSilence {
             vcpu.run = Run::Parking;

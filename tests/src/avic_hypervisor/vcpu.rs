@@ -63,6 +63,7 @@ impl<'m> VirtualCpu<'m> {
         let mut vmcb = prepared_vmcb(config, index);
         let mut driver = Vcpu::new(shared, index, index == 0).expect("a slot of the VM");
         driver.set_svr_writes(config.svr_writes);
+        driver.apic_mut().bind_upcall(&storage.pending[index]);
         let resources = Resources {
             msr_permissions: storage.permissions(index),
             window: &storage.window,

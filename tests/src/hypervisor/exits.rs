@@ -1,7 +1,9 @@
 //! The loop of a vCPU: before entry, enter, after exit.
 
 use apicv::{Exit, Vcpu, Wanted};
-use vlapic_core::{Effect, Entry, EntryInput, Event, ExitOutcome, LvtEntry, Register, Vector};
+use vlapic_core::{
+    Effect, Entry, EntryInput, Event, ExitOutcome, LvtEntry, Next, Register, Vector,
+};
 use vlapic_hal::wrap::{Fault, FaultInjector, When};
 use vlapic_hal::{Vmcs, VmcsError};
 
@@ -53,7 +55,8 @@ impl<'m> Hypervisor<'m> {
         let entry = self.before_entry(index, input);
         let vcpu = &mut self.vcpus[index];
         let core = &mut self.machine.cores[cpu];
-        if entry.event && injects.is_none() && vcpu.in_flight.is_none() {
+        vcpu.flushes += u64::from(entry.flush);
+        if entry.next != Next::Enter {
             return;
         }
         if let Some(vector) = injects {
@@ -61,8 +64,7 @@ impl<'m> Hypervisor<'m> {
             write(core, field::ENTRY_INTERRUPTION_INFO, information);
         }
         write(core, field::GUEST_RFLAGS, 0x2 | u64::from(vcpu.interrupt_flag) << 9);
-        let exit_by = if entry.event { Some(self.now) } else { entry.exit_by };
-        let ticks = exit_by.map_or(u64::from(u32::MAX), |time| time.saturating_sub(self.now));
+        let ticks = entry.exit_by.map_or(u64::from(u32::MAX), |time| time.saturating_sub(self.now));
         write(core, field::PREEMPTION_TIMER, ticks.min(u64::from(u32::MAX)));
         let entered = core.vm_entry().expect("controls that the processor accepts");
         vcpu.injects = None;
@@ -74,15 +76,14 @@ impl<'m> Hypervisor<'m> {
         }
     }
 
-    pub(super) fn input(&self, index: usize) -> EntryInput<'m> {
+    pub(super) fn input(&self, index: usize) -> EntryInput {
         let vcpu = &self.vcpus[index];
-        let storage = self.storage;
         EntryInput {
             now: self.now,
             cpu: vcpu.cpu.expect("a CPU") as u32,
+            interruptible: vcpu.interrupt_flag,
             // What is in flight the driver finds in the VMCS by itself.
-            interruptible: vcpu.interrupt_flag && vcpu.injects.is_none(),
-            pending: self.contrast.is_none().then(|| &storage.pending[index]),
+            injecting: vcpu.injects.is_some(),
         }
     }
 
@@ -201,17 +202,8 @@ impl<'m> Hypervisor<'m> {
                 }
             }
             Effect::EndOfInterrupt(vector) => self.vcpus[index].broadcasts.push(vector.get()),
-            Effect::BaseChanged { .. } => self.mode_changed(index),
             _ => {}
         }
-    }
-
-    pub(super) fn mode_changed(&mut self, index: usize) {
-        let bitmap = Some(self.storage.bitmap(index));
-        let capabilities = self.capabilities;
-        let _ = self.until_it_succeeds(index, |driver, vmcs| {
-            driver.mode_changed(&mut { vmcs }, &capabilities, bitmap)
-        });
     }
 
     /// Asks the driver for another level of help.
@@ -230,14 +222,13 @@ impl<'m> Hypervisor<'m> {
         self.vcpus[index].driver.apic_mut().reset(index == 0);
         self.vcpus[index].run = if index == 0 { Run::Ready } else { Run::WaitsForSipi };
         self.vcpus[index].interrupt_flag = true;
-        self.mode_changed(index);
     }
 
     /// Calls the driver with the VMCS, the vCPU being outside guest mode.
     pub fn with_driver<R>(
         &mut self,
         index: usize,
-        call: impl FnOnce(&mut Vcpu<'m>, &mut model::Core<'m>, EntryInput<'m>) -> R,
+        call: impl FnOnce(&mut Vcpu<'m>, &mut model::Core<'m>, EntryInput) -> R,
     ) -> R {
         self.leave(index);
         let input = self.input(index);
@@ -245,7 +236,7 @@ impl<'m> Hypervisor<'m> {
         call(&mut self.vcpus[index].driver, &mut self.machine.cores[cpu], input)
     }
 
-    fn before_entry(&mut self, index: usize, input: EntryInput<'_>) -> Entry {
+    fn before_entry(&mut self, index: usize, input: EntryInput) -> Entry {
         let mut injected = None;
         let entry = self.until_it_succeeds(index, |driver, vmcs| {
             let entry = driver.before_entry(&mut { vmcs }, input)?;

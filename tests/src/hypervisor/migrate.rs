@@ -57,7 +57,6 @@ impl Movable for Hypervisor<'_> {
             vcpu.broadcasts.clone_from(&moved.broadcasts);
             vcpu.events.clone_from(&moved.events);
             self.storage.pending[index].store(moved.pending, Ordering::SeqCst);
-            self.mode_changed(index);
         }
     }
 }

@@ -43,6 +43,8 @@ pub struct VirtualCpu<'m> {
     pub(super) taken: Vec<u8>,
     pub(super) broadcasts: Vec<u8>,
     pub(super) exits: u64,
+    /// Entries before which translations had to be flushed.
+    pub flushes: u64,
     /// The VMCS while it is not current on a core.
     pub(super) region: Option<VmcsRegion>,
     pub(super) cpu: Option<usize>,
@@ -65,6 +67,7 @@ impl<'m> VirtualCpu<'m> {
         let mut region = prepared_region(config);
         let mut driver = Vcpu::new(&slots[index], index == 0);
         driver.set_svr_writes(config.svr_writes);
+        driver.apic_mut().bind_upcall(&storage.pending[index]);
         let addresses = storage.addresses(index);
         let grant = driver
             .configure(&mut region, capabilities, config.wanted, &addresses)
@@ -80,6 +83,7 @@ impl<'m> VirtualCpu<'m> {
             taken: Vec::new(),
             broadcasts: Vec::new(),
             exits: 0,
+            flushes: 0,
             region: Some(region),
             cpu: None,
             kicked: false,

@@ -23,11 +23,11 @@ fn bring_up_of_a_processor() {
     assert_eq!(outcome(&plain, Delivery::Init), Outcome::Accepted);
     assert_eq!(outcome(&plain, Delivery::Startup { page: 0x9C }), Outcome::Accepted);
     assert_eq!(outcome(&plain, Delivery::Startup { page: 0x9D }), Outcome::Refused, "the second");
-    assert!(plain.apic.prepare(0, None).event);
+    assert!(plain.apic.prepare(0).event);
     assert_eq!(plain.apic.take_event(), Some(Event::Init { waits: true }));
     assert_eq!(plain.apic.take_event(), Some(Event::Startup { page: 0x9C }));
     assert_eq!(plain.apic.take_event(), None);
-    assert!(!plain.apic.prepare(0, None).event);
+    assert!(!plain.apic.prepare(0).event);
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn while_waiting_others_are_held() {
     let mut plain = processor(false);
     assert_eq!(outcome(&plain, Delivery::Nmi), Outcome::Accepted);
     assert_eq!(outcome(&plain, Delivery::Smi), Outcome::Accepted);
-    assert!(!plain.apic.prepare(0, None).event);
+    assert!(!plain.apic.prepare(0).event);
     assert_eq!(plain.apic.take_event(), None);
     assert_eq!(outcome(&plain, Delivery::Startup { page: 8 }), Outcome::Accepted);
     let mut taken = Vec::new();

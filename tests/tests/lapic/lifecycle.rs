@@ -1,7 +1,5 @@
 //! RESET, INIT and software disable.
 
-use std::sync::atomic::AtomicU8;
-
 use vlapic_core::{
     Delivery, Event, LvtEntry, Mode, Outcome, Pin, Profile, RefusedUpcall, Register, Trigger,
     Vendor,
@@ -75,7 +73,7 @@ fn soil(plain: &mut Plain) {
     plain.set(Register::Esr, 0);
     assert_eq!(plain.slot.request(1, Trigger::Edge).outcome, Outcome::IllegalVector);
     let _ = plain.slot.set_lint(Pin::Lint0, true);
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     let _ = plain.slot.set_lint(Pin::Lint0, false);
     for delivery in [Delivery::ExtInt, Delivery::Nmi] {
         assert_eq!(plain.slot.receive(delivery).outcome, Outcome::Accepted);
@@ -110,7 +108,7 @@ fn reset_clears_everything() {
             assert_eq!(plain.apic.take_event(), None);
             assert_eq!(plain.rdmsr(0x6E0), Ok(0));
             assert_eq!(plain.errors(), 0, "pending errors are gone");
-            assert_eq!(plain.apic.prepare(u64::MAX, None).deadline, None);
+            assert_eq!(plain.apic.prepare(u64::MAX).deadline, None);
             assert_eq!(plain.irr(), []);
         }
     }
@@ -134,12 +132,12 @@ fn init_keeps_id_and_mode_and_clears_the_rest() {
             assert_eq!(plain.apic.take_event(), None, "ExtINT is not");
             assert_eq!(plain.rdmsr(0x6E0), Ok(0));
             assert_eq!(plain.errors(), 0);
-            assert_eq!(plain.apic.prepare(u64::MAX, None).deadline, None);
+            assert_eq!(plain.apic.prepare(u64::MAX).deadline, None);
             // Remote IRR is gone: the pin interrupts again.
             plain.enable();
             let _ = plain.write_lvt(LvtEntry::Lint0, 0x8052);
             let _ = plain.slot.set_lint(Pin::Lint0, true);
-            let _ = plain.apic.prepare(0, None);
+            let _ = plain.apic.prepare(0);
             assert_eq!(plain.irr(), [0x52]);
         }
     }
@@ -220,13 +218,13 @@ fn software_disabled() {
 #[test]
 fn reset_forgets_the_upcall() {
     let mut plain = Plain::enabled(Profile::intel());
-    let pending = AtomicU8::new(0);
-    let _ = plain.slot.register_upcall(0xF3, &pending).unwrap();
+    let pending = plain.pending;
+    let _ = plain.slot.register_upcall(0xF3, pending).unwrap();
     plain.apic.reset(true);
     plain.enable();
-    let _ = plain.slot.notify_upcall(&pending);
-    let _ = plain.apic.prepare(0, Some(&pending));
+    let _ = plain.slot.notify_upcall(pending);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), []);
-    let _ = plain.slot.register_upcall(0x30, &pending).unwrap();
+    let _ = plain.slot.register_upcall(0x30, pending).unwrap();
     assert_eq!(plain.irr(), [0x30]);
 }

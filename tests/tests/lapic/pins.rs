@@ -12,7 +12,7 @@ fn apic(lint0: u32, lint1: u32) -> Plain {
 
 fn drive(plain: &mut Plain, pin: Pin, asserted: bool) {
     let _ = plain.slot.set_lint(pin, asserted);
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
 }
 
 #[test]
@@ -21,9 +21,9 @@ fn an_edge_interrupts_once() {
         let mut plain = apic(lint0, lint1);
         assert_eq!(plain.slot.set_lint(pin, true), Notify::Kick);
         assert_eq!(plain.slot.set_lint(pin, true), Notify::None, "no change");
-        let _ = plain.apic.prepare(0, None);
+        let _ = plain.apic.prepare(0);
         assert_eq!(plain.apic.acknowledge(), 0x41);
-        let _ = plain.apic.prepare(0, None);
+        let _ = plain.apic.prepare(0);
         assert_eq!(plain.irr(), []);
         drive(&mut plain, pin, false);
         assert_eq!(plain.irr(), []);
@@ -37,7 +37,7 @@ fn a_pulse_between_two_looks_is_an_edge() {
     let mut plain = apic(0x41, 0x1_0000);
     let _ = plain.slot.set_lint(Pin::Lint0, true);
     let _ = plain.slot.set_lint(Pin::Lint0, false);
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), [0x41]);
 }
 
@@ -46,7 +46,7 @@ fn a_masked_edge_is_dropped() {
     let mut plain = apic(0x1_0041, 0x1_0000);
     drive(&mut plain, Pin::Lint0, true);
     let _ = plain.write_lvt(LvtEntry::Lint0, 0x41);
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), []);
 }
 
@@ -57,16 +57,16 @@ fn a_level_interrupts_until_it_falls() {
     let lint0 = Register::Lvt(LvtEntry::Lint0);
     assert_eq!(plain.read(lint0), 0xC041, "remote IRR");
     assert_eq!(plain.apic.acknowledge(), 0x41);
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), [], "not again before its EOI");
     let ended = Effect::EndOfInterrupt(Vector::new(0x41).unwrap());
     assert_eq!(plain.write(Register::Eoi, 0), ended);
     assert_eq!(plain.read(lint0), 0x8041);
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.apic.acknowledge(), 0x41, "still asserted");
     let _ = plain.slot.set_lint(Pin::Lint0, false);
     plain.set(Register::Eoi, 0);
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), []);
 }
 
@@ -76,7 +76,7 @@ fn a_masked_level_waits_for_the_mask() {
     drive(&mut plain, Pin::Lint0, true);
     assert_eq!(plain.irr(), []);
     let _ = plain.write_lvt(LvtEntry::Lint0, 0x8041);
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), [0x41]);
 }
 
@@ -86,7 +86,7 @@ fn lint1_has_no_level() {
     drive(&mut plain, Pin::Lint1, true);
     assert_eq!(plain.apic.acknowledge(), 0x41);
     assert_eq!(plain.write(Register::Eoi, 0), Effect::None, "accepted as an edge");
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), []);
 }
 
@@ -103,7 +103,7 @@ fn remote_irr_cannot_be_written_and_survives_being_overwritten() {
     plain.slot.page().write(lint0, 0x8041);
     assert_eq!(plain.read(lint0), 0xC041);
     let _ = plain.apic.acknowledge();
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), []);
 }
 
@@ -117,7 +117,7 @@ fn an_edge_of_the_same_vector_does_not_wedge_a_level_pin() {
     assert_eq!(plain.read(Register::Lvt(LvtEntry::Lint0)), 0x8041);
     let _ = plain.apic.acknowledge();
     plain.set(Register::Eoi, 0);
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), [0x41], "still asserted");
 }
 
@@ -128,11 +128,11 @@ fn turning_the_entry_to_edge_frees_remote_irr() {
     let _ = plain.apic.acknowledge();
     let _ = plain.write_lvt(LvtEntry::Lint0, 0x8042);
     plain.set(Register::Eoi, 0);
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), [], "the EOI was for another vector");
     let _ = plain.write_lvt(LvtEntry::Lint0, 0x42);
     let _ = plain.write_lvt(LvtEntry::Lint0, 0x8042);
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), [0x42]);
 }
 
@@ -144,7 +144,7 @@ fn turning_the_apic_off_frees_remote_irr() {
     plain.set_msr(0x1B, 0xFEE0_0900);
     plain.enable();
     let _ = plain.write_lvt(LvtEntry::Lint0, 0x8042);
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.irr(), [0x42]);
 }
 
@@ -176,7 +176,7 @@ fn other_deliveries() {
     // An NMI is an edge whatever the trigger bit says.
     let mut plain = apic(0x8400, 0x1_0000);
     drive(&mut plain, Pin::Lint0, true);
-    let _ = plain.apic.prepare(0, None);
+    let _ = plain.apic.prepare(0);
     assert_eq!(plain.apic.take_event(), Some(Event::Nmi));
     assert_eq!(plain.apic.take_event(), None);
 }

@@ -144,7 +144,7 @@ fn perform(plain: &mut Plain, pending: &AtomicU8, op: &Op) {
         }
         Op::Prepare(passed) => {
             plain.now = plain.now.wrapping_add(passed);
-            let prepared = plain.apic.prepare(plain.now, Some(pending));
+            let prepared = plain.apic.prepare(plain.now);
             assert!(!(prepared.upcall_owed && plain.slot.accepts()));
         }
         Op::Acknowledge => {

@@ -19,7 +19,7 @@ fn timer(lvt: u32) -> Plain {
 /// Whether the timer has interrupted by `now`; takes and ends the interrupt.
 fn fires(plain: &mut Plain, now: u64) -> bool {
     plain.now = now;
-    let _ = plain.apic.prepare(now, None);
+    let _ = plain.apic.prepare(now);
     let fired = plain.apic.nominate().is_some();
     if fired {
         assert_eq!(u32::from(plain.apic.acknowledge()), VECTOR);
@@ -240,5 +240,5 @@ fn an_absent_apic_has_no_deadline() {
     assert_eq!(plain.rdmsr(TSC_DEADLINE), Ok(0));
     plain.set_msr(TSC_DEADLINE, 500);
     assert_eq!(plain.rdmsr(TSC_DEADLINE), Ok(0));
-    assert_eq!(plain.apic.prepare(1000, None).deadline, None);
+    assert_eq!(plain.apic.prepare(1000).deadline, None);
 }

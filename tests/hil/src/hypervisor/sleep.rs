@@ -18,7 +18,7 @@ pub(super) fn halted(this: &mut Loop<'_>) -> Result<(), HypervisorError> {
             now: TscClock.now(),
             cpu: smp::apic_id(cpu::this_cpu()),
             interruptible: this.current.interrupts_enabled()?,
-            pending: this.pending(),
+            injecting: false,
         };
         if !this.driver.block(input) {
             return Ok(());

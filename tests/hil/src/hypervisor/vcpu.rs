@@ -2,8 +2,8 @@
 
 use core::sync::atomic::Ordering;
 
-use apicv::{Capabilities, Exit, Translations, Vcpu};
-use vlapic_core::{Effect, EntryInput, Event, ExitOutcome};
+use apicv::{Capabilities, Exit, Vcpu};
+use vlapic_core::{Effect, EntryInput, Event, ExitOutcome, Next as First};
 use vlapic_hal::Clock;
 use vlapic_hal::x86::{Msrs, TscClock};
 
@@ -29,9 +29,8 @@ pub(super) struct Loop<'v> {
     pub(super) index: usize,
     pub(super) driver: Vcpu<'static>,
     pub(super) current: Current<'v>,
-    capabilities: Capabilities,
     program: Option<(Program, u64)>,
-    /// The vCPU has been started: it is not waiting for its SIPI.
+    /// The vCPU has been started: it has a program to run and is not waiting for its SIPI.
     started: bool,
 }
 
@@ -70,7 +69,7 @@ pub(super) fn run(
     };
     let current = vcpu.load()?;
     machine.set_cpu(index, Some(smp::apic_id(cpu::this_cpu())));
-    let this = Loop { machine, index, driver, current, capabilities, program, started };
+    let this = Loop { machine, index, driver, current, program, started };
     let (result, driver, started) = this.run(begins);
     machine.set_cpu(index, None);
     if matches!(result, Ok(None)) {
@@ -97,6 +96,7 @@ fn make(
     let mut vcpu = vmx::Vcpu::new(processor, machine.memory_root(), options)?;
     let mut driver = Vcpu::new(&machine.slots[index], index == 0);
     driver.set_svr_writes(machine.config.svr_writes);
+    driver.apic_mut().bind_upcall(&machine.pending[index]);
     for msr in vmx::msr_bitmap::SWITCHED {
         vm::msr_bitmap(index).intercept_read(msr, false);
         vm::msr_bitmap(index).intercept_write(msr, false);
@@ -131,46 +131,47 @@ impl Loop<'_> {
                 return Ok(None);
             }
             self.machine.take_request(self.index);
-            // An event that is to be injected already comes first; the others wait for the next turn.
-            while !self.current.has_injection()?
-                && let Some(event) = self.driver.apic_mut().take_event()
-            {
-                self.carry_out_event(event)?;
-            }
-            if !self.started {
-                sleep::until_told(self);
-                continue;
-            }
             if let Next::Finish(value) = self.turn()? {
                 return Ok(Some(value));
             }
         }
     }
 
-    /// One entry and one exit. Interrupts of this CPU are off from the driver's last look to the entry.
+    /// One entry and one exit, or what comes first. Interrupts of this CPU are off from the driver's last look to the
+    /// entry.
     fn turn(&mut self) -> Result<Next, HypervisorError> {
-        let exit = interrupts::without(|| {
+        let turn = interrupts::without(|| {
             let input = EntryInput {
                 now: TscClock.now(),
                 cpu: smp::apic_id(cpu::this_cpu()),
                 interruptible: self.current.can_take_interrupt()?,
-                pending: self.pending(),
+                injecting: self.current.has_injection()?,
             };
             let entry = self.driver.before_entry(self.current.vmcs.hal(), input)?;
-            let injects = self.current.has_injection()?;
-            if self.machine.is_requested(self.index) || entry.event && !injects {
-                return Ok(None);
+            if entry.next != First::Enter || !self.started || self.machine.is_requested(self.index)
+            {
+                return Ok(Err(entry.next));
             }
-            self.set_timer(if entry.event { Some(input.now) } else { entry.exit_by })?;
+            if entry.flush {
+                self.current.invalidate_translations();
+            }
+            self.set_timer(entry.exit_by)?;
             let exit = self.current.run()?;
             // The interrupt that ended the turn is the host's.
             self.current.dispatch_interrupt(&exit);
-            Ok::<_, HypervisorError>(Some(exit))
+            Ok::<_, HypervisorError>(Ok(exit))
         })?;
-        match exit {
-            Some(exit) => self.after_exit(&exit),
-            None => Ok(Next::Enter),
+        match turn {
+            Ok(exit) => return self.after_exit(&exit),
+            Err(First::TakeEvent) => {
+                if let Some(event) = self.driver.apic_mut().take_event() {
+                    self.carry_out_event(event)?;
+                }
+            }
+            Err(_) if !self.started => sleep::until_told(self),
+            Err(_) => {}
         }
+        Ok(Next::Enter)
     }
 
     fn after_exit(&mut self, exit: &vmx::Exit) -> Result<Next, HypervisorError> {
@@ -227,21 +228,9 @@ impl Loop<'_> {
             Effect::EndOfInterrupt(vector) => {
                 self.machine.eois[usize::from(vector.get())].fetch_add(1, Ordering::SeqCst);
             }
-            Effect::BaseChanged { .. } => self.mode_changed()?,
-            // The next deadline comes with the next entry.
+            // The next deadline comes with the next entry, and so do the controls of another mode. The window stays where
+            // it is; its mapping is only used in xAPIC mode.
             _ => {}
-        }
-        Ok(())
-    }
-
-    /// The guest wrote IA32_APIC_BASE: controls and MSR bitmap are per mode. The window stays where it is; its mapping is
-    /// only used in xAPIC mode.
-    fn mode_changed(&mut self) -> Result<(), HypervisorError> {
-        let bitmap = Some(vm::msr_bitmap(self.index));
-        let vmcs = self.current.vmcs.hal();
-        let translations = self.driver.mode_changed(vmcs, &self.capabilities, bitmap)?;
-        if translations == Translations::Stale {
-            self.current.invalidate_translations();
         }
         Ok(())
     }
@@ -300,10 +289,5 @@ impl Loop<'_> {
         });
         self.current.set_preemption_timer(ticks)?;
         Ok(())
-    }
-
-    /// The pending byte, of VMs that have upcalls.
-    pub(super) fn pending(&self) -> Option<&'static core::sync::atomic::AtomicU8> {
-        self.machine.pending_of(self.index)
     }
 }

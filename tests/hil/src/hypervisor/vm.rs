@@ -82,8 +82,6 @@ pub(crate) struct VirtualMachine {
     pub(super) apics: Apics,
     /// The pending byte of each vCPU's upcall, which the guest may see and clear.
     pub(crate) pending: [AtomicU8; MAX_VCPUS],
-    /// Whether a vCPU has upcalls at all.
-    pub(crate) upcalls: AtomicBool,
     /// EOIs of level-triggered interrupts, by vector.
     pub(crate) eois: [AtomicU32; 256],
     memory: Memory,
@@ -122,7 +120,6 @@ impl VirtualMachine {
             slots: apics.posted(),
             apics,
             pending: [const { AtomicU8::new(0) }; MAX_VCPUS],
-            upcalls: AtomicBool::new(false),
             eois: [const { AtomicU32::new(0) }; 256],
             memory,
             runners: [const { Runner::new() }; MAX_VCPUS],
@@ -140,11 +137,6 @@ impl VirtualMachine {
             Apics::Posted(_) => &[],
             Apics::Direct(group) => group.slots,
         }
-    }
-
-    /// The pending byte of a vCPU, of VMs that have upcalls.
-    pub(super) fn pending_of(&'static self, index: usize) -> Option<&'static AtomicU8> {
-        self.upcalls.load(Ordering::Relaxed).then(|| &self.pending[index])
     }
 
     /// The guest side of vCPU `index`.

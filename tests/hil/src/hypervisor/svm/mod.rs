@@ -4,7 +4,7 @@ mod access;
 
 use core::sync::atomic::Ordering;
 
-use vlapic_core::{Backend, Effect, Emulated, Entry, EntryInput, Event, Injection};
+use vlapic_core::{Backend, Effect, Emulated, Entry, EntryInput, Event, Injection, Next as First};
 use vlapic_hal::Clock;
 use vlapic_hal::x86::TscClock;
 
@@ -45,6 +45,7 @@ pub(super) fn run(
     };
     let mut driver = Emulated::new(slot, index == 0);
     driver.set_svr_writes(machine.config.svr_writes);
+    driver.apic_mut().bind_upcall(&machine.pending[index]);
 
     machine.set_cpu(index, Some(smp::apic_id(cpu::this_cpu())));
     let mut this = Loop { machine, index, driver, current: vcpu.load(), program, started: false };
@@ -63,43 +64,41 @@ impl Loop<'_> {
                 return Err(HypervisorError::Stopped);
             }
             self.machine.take_request(self.index);
-            // An event that is to be injected already comes first; the others wait for the next turn.
-            while !self.current.has_injection()
-                && let Some(event) = self.driver.apic_mut().take_event()
-            {
-                self.carry_out_event(event);
-            }
-            if !self.started {
-                self.sleep(None);
-                continue;
-            }
             if let Next::Finish(value) = self.turn()? {
                 return Ok(value);
             }
         }
     }
 
-    /// One entry and one exit. Interrupts of this CPU are off from the driver's last look to the entry.
+    /// One entry and one exit, or what comes first. Interrupts of this CPU are off from the driver's last look to the
+    /// entry.
     fn turn(&mut self) -> Result<Next, HypervisorError> {
-        let exit = interrupts::without(|| {
+        let turn = interrupts::without(|| {
             let input = self.input(self.current.can_take_interrupt());
             let mut injection = Injection::default();
             let Ok(entry) = self.driver.before_entry(&mut injection, input);
             self.program(&injection);
-            let injects = self.current.has_injection();
-            if self.machine.is_requested(self.index) || entry.event && !injects {
-                return Ok(None);
+            if entry.next != First::Enter || !self.started || self.machine.is_requested(self.index)
+            {
+                return Ok(Err(entry.next));
             }
             self.current.set_turn(longest(&entry, input.now));
             let exit = self.current.run()?;
             // The interrupt that ended the turn is the host's.
             self.current.dispatch_interrupt(&exit);
-            Ok::<_, HypervisorError>(Some(exit))
+            Ok::<_, HypervisorError>(Ok(exit))
         })?;
-        match exit {
-            Some(exit) => self.after_exit(&exit),
-            None => Ok(Next::Enter),
+        match turn {
+            Ok(exit) => return self.after_exit(&exit),
+            Err(First::TakeEvent) => {
+                if let Some(event) = self.driver.apic_mut().take_event() {
+                    self.carry_out_event(event);
+                }
+            }
+            Err(_) if !self.started => self.sleep(None),
+            Err(_) => {}
         }
+        Ok(Next::Enter)
     }
 
     /// Puts into the control block what plain emulation wants of the entry.
@@ -217,20 +216,17 @@ impl Loop<'_> {
         }
     }
 
-    fn input(&self, interruptible: bool) -> EntryInput<'static> {
+    fn input(&self, interruptible: bool) -> EntryInput {
         EntryInput {
             now: TscClock.now(),
             cpu: smp::apic_id(cpu::this_cpu()),
             interruptible,
-            pending: self.machine.pending_of(self.index),
+            injecting: self.current.has_injection(),
         }
     }
 }
 
 /// How long the entry's turn may last, in TSC ticks.
 fn longest(entry: &Entry, now: u64) -> Option<u64> {
-    if entry.event {
-        return Some(0);
-    }
     entry.exit_by.map(|time| time.saturating_sub(now))
 }
