@@ -4,7 +4,7 @@
 //! `AVIC_STORM_SEED=n` replays one seed, `AVIC_STORM_SEEDS=n` runs so many, `AVIC_STORM_STEPS=n` has each last longer.
 
 use avic::Wanted;
-use vlapic_core::Mode;
+use vlapic_core::{Mode, SvrWrites};
 use vlapic_tests::avic_hypervisor::{Broken, Config, Report, Storm, run};
 use vlapic_tests::avic_model::{Capability, Knobs};
 
@@ -43,30 +43,35 @@ fn seeds(count: u64) -> impl Iterator<Item = u64> {
     first..first + if replayed.is_some() { 1 } else { count }
 }
 
-fn storms(config: Config, count: u64) {
-    for seed in seeds(count) {
+fn storms(config: Config, count: u64) -> Vec<Report> {
+    let one = |seed| {
         let report = storm(Config { seed, ..config });
         println!("seed {seed}: {report:?}");
         assert!(report.taken > 2000, "{report:?}");
         assert!(report.entries.iter().sum::<usize>() > 500, "{report:?}");
+        assert!(report.upcalls > 50 && report.overflows > 5, "{report:?}");
         assert!(report.sleeps > 100 && report.migrations > 200, "{report:?}");
-    }
+        report
+    };
+    seeds(count).map(one).collect()
 }
 
 #[test]
 fn xavic() {
-    storms(many(Mode::XApic), 3);
+    let _ = storms(many(Mode::XApic), 3);
 }
 
 #[test]
 fn x2avic() {
-    storms(many(Mode::X2Apic), 3);
+    let reports = storms(many(Mode::X2Apic), 3);
+    let waits = reports.iter().map(|report| report.waits_for_peers);
+    assert!(waits.sum::<usize>() > 3 || reports.len() < 3, "{reports:?}");
 }
 
 #[test]
 fn emulated() {
     for mode in [Mode::XApic, Mode::X2Apic] {
-        storms(Config { wanted: Wanted::NONE, ..many(mode) }, 1);
+        let _ = storms(Config { wanted: Wanted::NONE, ..many(mode) }, 1);
     }
 }
 
@@ -74,9 +79,20 @@ fn emulated() {
 #[test]
 fn other_machines() {
     for mode in [Mode::XApic, Mode::X2Apic] {
-        storms(Config { knobs: Knobs::default(), private_asid: true, ..many(mode) }, 1);
+        let _ = storms(Config { knobs: Knobs::default(), private_asid: true, ..many(mode) }, 1);
     }
-    storms(Config { processor: Capability::avic(), ..many(Mode::XApic) }, 1);
+    let _ = storms(Config { processor: Capability::avic(), ..many(Mode::XApic) }, 1);
+}
+
+/// No store to SVR exits; owed upcalls are looked at again in time.
+#[test]
+fn silent_svr() {
+    for mode in [Mode::XApic, Mode::X2Apic] {
+        let config = many(mode);
+        let knobs = Knobs { svr_writes_never_exit: true, ..config.knobs };
+        let svr_writes = SvrWrites::Silent { recheck: 1000 };
+        let _ = storms(Config { knobs, svr_writes, ..config }, 2);
+    }
 }
 
 /// Whatever processors do where the manual leaves it open.
@@ -89,7 +105,7 @@ fn every_reading_of_the_manual() {
             let config =
                 Config { knobs: Knobs { late_doorbells: true, ..knobs }, seed, ..many(mode) };
             let report = run(config, |hypervisor| Storm::new(hypervisor).run(6_000));
-            assert!(report.taken > 300, "{name}: {report:?}");
+            assert!(report.taken > 200, "{name}: {report:?}");
         }
     }
 }
@@ -98,7 +114,7 @@ fn every_reading_of_the_manual() {
 #[test]
 fn the_erratum_with_its_workaround() {
     for mode in [Mode::XApic, Mode::X2Apic] {
-        storms(with_erratum(mode, 0x17), 2);
+        let _ = storms(with_erratum(mode, 0x17), 2);
     }
 }
 
@@ -137,6 +153,7 @@ fn every_step_is_needed() {
         (Broken::SleepsInSilence, BOTH),
         (Broken::IgnoresAnnouncements, BOTH),
         (Broken::IgnoresLog, BOTH),
+        (Broken::IgnoresOverflow, BOTH),
         (Broken::RingsNoDoorbell, BOTH),
         (Broken::IgnoresKicks, BOTH),
         (Broken::ForgetsEarlyWakes, BOTH),

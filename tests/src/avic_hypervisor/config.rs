@@ -49,6 +49,8 @@ pub enum Broken {
     IgnoresAnnouncements,
     /// The IOMMU's log is not read.
     IgnoresLog,
+    /// After an overflow the log is started again, and nobody told.
+    IgnoresOverflow,
     /// Posts ring no doorbell.
     RingsNoDoorbell,
     /// Kicks are not carried out.

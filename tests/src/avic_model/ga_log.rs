@@ -101,7 +101,10 @@ impl<'m> GaLog<'m> {
     }
 
     /// Logs an interrupt. A full log stops: the entry is lost, and so are those after it until software starts it again.
-    pub(super) fn append(&mut self, device: u16, tag: u32) {
+    ///
+    /// The manual does not say whether each entry interrupts or only the one that sets GAInt. The model does the
+    /// latter, with which more goes wrong.
+    pub fn append(&mut self, device: u16, tag: u32) {
         if self.status & RUN == 0 {
             return;
         }
@@ -117,7 +120,8 @@ impl<'m> GaLog<'m> {
                 self.memory.update64(self.tail_address & !7, |_| next);
             }
         }
-        if self.control & INTERRUPT_ENABLE != 0 {
+        let was_set = self.status & INTERRUPT != 0;
+        if self.control & INTERRUPT_ENABLE != 0 && !was_set {
             self.status |= INTERRUPT;
             if let Some(interrupt) = self.interrupt {
                 self.bus.send(interrupt);

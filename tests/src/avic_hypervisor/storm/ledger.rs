@@ -10,6 +10,7 @@ pub(super) struct Ledger {
     owed: Vec<[bool; 256]>,
     possible: Vec<[u16; 256]>,
     settled: Vec<bool>,
+    upcalls: Vec<bool>,
     pub(super) sent: usize,
     pub(super) taken: usize,
     /// Sent with no promise that it arrives.
@@ -22,6 +23,7 @@ impl Ledger {
             owed: vec![[false; 256]; vcpus],
             possible: vec![[0; 256]; vcpus],
             settled: vec![false; vcpus],
+            upcalls: vec![false; vcpus],
             sent: 0,
             taken: 0,
             uncertain: 0,
@@ -62,6 +64,20 @@ impl Ledger {
         } else {
             unreachable!("vCPU {vcpu} took {vector:#x}, which nobody sent");
         }
+    }
+
+    pub(super) fn upcall_is_due(&self, vcpu: usize) -> bool {
+        self.upcalls[vcpu]
+    }
+
+    pub(super) fn send_upcall(&mut self, vcpu: usize) {
+        self.upcalls[vcpu] = true;
+    }
+
+    /// # Panics
+    /// If there was no event.
+    pub(super) fn take_upcall(&mut self, vcpu: usize) {
+        assert!(std::mem::take(&mut self.upcalls[vcpu]), "vCPU {vcpu}: an upcall for nothing");
     }
 
     /// From here on nothing is certain to be taken, not even what was sent before.

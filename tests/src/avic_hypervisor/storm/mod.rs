@@ -7,16 +7,19 @@
 
 mod ledger;
 mod program;
+mod world;
+
+use std::sync::atomic::Ordering;
 
 use avic::Face;
-use vlapic_core::{Delivery, Event, Outcome as Acceptance, Trigger};
+use vlapic_core::Event;
 
 use self::ledger::Ledger;
-use self::program::{LEVEL, POSTED, Program, REQUESTED, Role, role};
+use self::program::{LEVEL, POSTED, Program, Role, UPCALL, role};
 use super::exits::{Handled, Prepared, WINDOW};
 use super::guest::Answer;
 use super::subject::REASONS;
-use super::{Broken, Hypervisor, KICK, Run, Storage};
+use super::{Broken, Hypervisor, KICK, Run};
 use crate::avic_model::{self, GuestOp, Outcome, field};
 
 /// A storm over the vCPUs of a hypervisor.
@@ -51,6 +54,12 @@ pub struct Report {
     pub sleeps: usize,
     /// How often a vCPU went through INIT.
     pub restarts: usize,
+    /// Upcalls taken, one for each event.
+    pub upcalls: usize,
+    /// How often the IOMMU's log overflowed.
+    pub overflows: usize,
+    /// How often an entry had to wait until the others had exited.
+    pub waits_for_peers: usize,
     /// How often everything was at rest.
     pub rests: usize,
 }
@@ -82,6 +91,7 @@ impl<'h, 'm> Storm<'h, 'm> {
         for index in 0..vcpus {
             hypervisor.unload(index);
             hypervisor.route(index, POSTED);
+            hypervisor.register_upcall(index, UPCALL);
         }
         hypervisor.prompt = false;
         let mut storm = Storm {
@@ -134,6 +144,10 @@ impl<'h, 'm> Storm<'h, 'm> {
         });
         assert!(calm, "the storm goes on: {:?} {:?}", self.cores, self.ledger.owed());
         assert_eq!(self.ledger.owed(), [], "lost");
+        let missed =
+            |&vcpu: &usize| self.ledger.upcall_is_due(vcpu) && self.hypervisor.slot(vcpu).accepts();
+        let missed: Vec<_> = (0..self.programs.len()).filter(missed).collect();
+        assert_eq!(missed, [0; 0], "lost: upcalls");
         let waiting: Vec<_> = (0..self.level.len()).filter(|&vcpu| self.level[vcpu]).collect();
         assert_eq!(waiting, [0; 0], "lost: EOIs of level-triggered interrupts");
         self.ledger.close();
@@ -295,6 +309,7 @@ impl<'h, 'm> Storm<'h, 'm> {
                     self.hypervisor.kick(other);
                 }
                 self.cores[core] = Core::Peers(vcpu, others);
+                self.report.waits_for_peers += 1;
             }
         }
     }
@@ -329,7 +344,13 @@ impl<'h, 'm> Storm<'h, 'm> {
     /// Puts what the guest took into the books.
     fn note_taken(&mut self, vcpu: usize) {
         for vector in std::mem::take(&mut self.hypervisor.vcpus[vcpu].taken) {
-            self.ledger.take(vcpu, vector);
+            if vector == UPCALL {
+                self.ledger.take_upcall(vcpu);
+                self.hypervisor.storage().pending[vcpu].store(0, Ordering::SeqCst);
+                self.report.upcalls += 1;
+            } else {
+                self.ledger.take(vcpu, vector);
+            }
             self.programs[vcpu].in_service.push(vector);
         }
     }
@@ -411,85 +432,5 @@ impl<'h, 'm> Storm<'h, 'm> {
         state.cpu = None;
         self.cores[core] = Core::Idle;
         self.report.sleeps += 1;
-    }
-
-    /// A device interrupts, through the IOMMU or through software.
-    fn device(&mut self) {
-        let vcpu = self.pick(self.programs.len());
-        if !self.sends || self.pick(3) != 0 {
-            return;
-        }
-        match self.pick(3) {
-            0 if self.ledger.is_free(vcpu, POSTED) => {
-                self.ledger.send(vcpu, POSTED);
-                let address = Storage::irte_address(vcpu);
-                self.hypervisor.machine.iommu.interrupt(vcpu as u16, address);
-            }
-            1 if self.ledger.is_free(vcpu, REQUESTED) => {
-                self.request(vcpu, REQUESTED, Trigger::Edge)
-            }
-            2 if !self.level[vcpu] && self.ledger.is_settled(vcpu) => {
-                self.level[vcpu] = true;
-                self.request(vcpu, LEVEL, Trigger::Level);
-            }
-            _ => {}
-        }
-    }
-
-    fn request(&mut self, vcpu: usize, vector: u8, trigger: Trigger) {
-        let receipt = self.hypervisor.slot(vcpu).request(vector, trigger);
-        let accepted = receipt.outcome == Acceptance::Accepted;
-        assert!(accepted || !self.ledger.is_settled(vcpu), "vCPU {vcpu} refuses");
-        if accepted {
-            self.ledger.send(vcpu, vector);
-        }
-        self.hypervisor.notify(vcpu, receipt.notify);
-    }
-
-    /// SIPIs for those that were put through INIT, NMIs for those that are dormant.
-    fn start_somebody(&mut self) {
-        if self.sends && self.pick(20) == 0 {
-            let dormant: Vec<_> =
-                (0..self.programs.len()).filter(|&vcpu| role(vcpu) == Role::Dormant).collect();
-            if !dormant.is_empty() {
-                let vcpu = dormant[self.pick(dormant.len())];
-                let receipt = self.hypervisor.slot(vcpu).receive(Delivery::Nmi);
-                self.hypervisor.notify(vcpu, receipt.notify);
-            }
-        }
-        if self.starting.is_empty() {
-            return;
-        }
-        let place = self.pick(self.starting.len());
-        let vcpu = self.starting[place];
-        if self.hypervisor.vcpus[vcpu].run != Run::WaitsForSipi {
-            // The INIT is still under way, its sender was itself put through INIT, or two came as one.
-            if !self.sends && self.pick(400) == 0 {
-                let receipt = self.hypervisor.slot(vcpu).receive(Delivery::Init);
-                self.hypervisor.notify(vcpu, receipt.notify);
-            }
-            return;
-        }
-        let receipt = self.hypervisor.slot(vcpu).receive(Delivery::Startup { page: 8 });
-        self.hypervisor.notify(vcpu, receipt.notify);
-        self.starting.swap_remove(place);
-    }
-
-    /// Inhibits come and go; the window is unmapped; somebody is kicked for nothing.
-    fn meddle(&mut self) {
-        if !self.sends || self.pick(10) != 0 {
-            return;
-        }
-        let vcpu = self.pick(self.programs.len());
-        let reason = REASONS[self.pick(REASONS.len())];
-        match self.pick(8) {
-            0 => self.hypervisor.unmap_window(),
-            1 => self.hypervisor.kick(vcpu),
-            2 => self.hypervisor.toggle(reason, None),
-            3 if !self.hypervisor.shared.inhibits().is_empty() => {
-                self.hypervisor.toggle(reason, None);
-            }
-            _ => self.hypervisor.toggle(reason, Some(vcpu)),
-        }
     }
 }

@@ -14,6 +14,7 @@ pub(super) const MANY: u8 = 0xa0;
 pub(super) const POSTED: u8 = 0x60;
 pub(super) const REQUESTED: u8 = 0x78;
 pub(super) const LEVEL: u8 = 0x90;
+pub(super) const UPCALL: u8 = 0xe8;
 
 const CLUSTER: u32 = 0x0fff_ffff;
 const FLAT: u32 = u32::MAX;
@@ -40,6 +41,8 @@ pub(super) enum Act {
     Settle,
     /// And from here on not.
     Unsettle,
+    /// Nothing is in service any more.
+    Forget,
 }
 
 /// What a vCPU is there for.
@@ -48,7 +51,7 @@ pub(super) enum Role {
     Plain,
     /// Is put through INIT again and again.
     Restarted,
-    /// Changes LDR and DFR.
+    /// Changes LDR and DFR; in x2APIC mode, where it cannot, leaves the mode and comes back.
     Renamed,
     /// Software-disabled most of the time, and with no logical ID.
     Dormant,
@@ -121,7 +124,11 @@ impl Storm<'_, '_> {
                 // Another INIT is on its way.
                 Some(Act::Settle) if self.starting.contains(&vcpu) => {}
                 Some(Act::Settle) => self.ledger.settle(vcpu),
-                Some(Act::Unsettle) => self.ledger.unsettle(vcpu),
+                Some(Act::Unsettle) => {
+                    self.ledger.unsettle(vcpu);
+                    self.level[vcpu] = false;
+                }
+                Some(Act::Forget) => self.programs[vcpu].in_service.clear(),
                 None => break,
             }
         }
@@ -165,6 +172,9 @@ impl Storm<'_, '_> {
                     _ => self.plan(vcpu, Register::Ldr, logical_id(of) << 24),
                 }
             }
+            Role::Renamed if self.ledger.is_settled(vcpu) && self.pick(4) == 0 => {
+                self.plan_round_of_modes(vcpu);
+            }
             Role::Dormant if self.ledger.is_settled(vcpu) && self.is_xapic() => {
                 self.programs[vcpu].next.push_back(Act::Unsettle);
                 self.plan(vcpu, Register::Svr, 0xff);
@@ -177,6 +187,17 @@ impl Storm<'_, '_> {
             }
             _ => {}
         }
+    }
+
+    /// From x2APIC mode to none, to xAPIC mode, in which one that accepts has nobody accelerated, and back.
+    fn plan_round_of_modes(&mut self, vcpu: usize) {
+        let base = self.hypervisor.slot(vcpu).base().bits() & !0xc00;
+        let write =
+            |mode| Act::Op(GuestOp::Wrmsr { msr: vlapic_core::IA32_APIC_BASE, value: base | mode });
+        self.programs[vcpu].next.extend([Act::Unsettle, write(0), Act::Forget]);
+        let address = super::WINDOW + u64::from(Register::Svr.offset());
+        let enable = Act::Op(GuestOp::Write { address, width: 4, value: 0x1ff });
+        self.programs[vcpu].next.extend([write(0x800), enable, write(0xc00), Act::Settle]);
     }
 
     /// A dormant vCPU was woken by an NMI.
