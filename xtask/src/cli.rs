@@ -53,6 +53,11 @@ pub(crate) enum Command {
     /// Every entry point is built as a user's hypervisor would have it. None may reach a panic, a
     /// formatter or an allocator; the hottest have their expected code in tests/codegen/expected.
     Codegen(CodegenArgs),
+    /// Measure what the drivers cost, beside floors and peers, and print one table
+    ///
+    /// Ours, the floor and the peer of each row take turns in short chunks, so that a busy machine disturbs all of
+    /// them; a figure is the median. Written to target/bench/ as well.
+    Bench(BenchArgs),
     /// Fetch the emulators the other commands use, without root
     ///
     /// Bochs is looked for on PATH (2.8 or newer) and else unpacked under target/tools/.
@@ -144,6 +149,33 @@ pub(crate) struct CodegenArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Only the rows whose identifier contains this text (see --list)
+    #[arg(long, value_name = "SUBSTR", default_value = "")]
+    pub(crate) filter: String,
+
+    /// List the rows and exit
+    #[arg(long)]
+    pub(crate) list: bool,
+
+    /// Keep the run under this name in target/bench/
+    #[arg(long, value_name = "NAME", value_parser = file_name)]
+    pub(crate) save: Option<String>,
+
+    /// Show the change since the run kept under this name; `last` is the latest one
+    #[arg(long, value_name = "NAME", value_parser = file_name)]
+    pub(crate) against: Option<String>,
+
+    /// How long to stay on one row
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 1000)]
+    pub(crate) budget: u64,
+
+    /// Count instructions and write them to tests/bench/instructions.json, to be committed; times nothing
+    #[arg(long, conflicts_with_all = ["save", "against", "filter", "list"])]
+    pub(crate) bless: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct SetupArgs {
     /// Fetch QEMU as well, if it is not on PATH
     #[arg(long)]
@@ -215,6 +247,15 @@ fn one_word(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_graphic() && c != '=';
     if text.is_empty() || !text.chars().all(plain) {
         return Err("a case name is one word of printable ASCII without '='".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// A run's name becomes a file's.
+fn file_name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if text.is_empty() || !text.chars().all(plain) {
+        return Err("a name is letters, digits, '-' and '_'".to_owned());
     }
     Ok(text.to_owned())
 }

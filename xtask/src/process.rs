@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -52,6 +52,15 @@ impl Group {
 
     pub(crate) fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
         self.child.try_wait().context("cannot wait for a child process")
+    }
+
+    pub(crate) fn wait(&mut self) -> Result<ExitStatus> {
+        self.child.wait().context("cannot wait for a child process")
+    }
+
+    /// Its standard output, if that was piped.
+    pub(crate) fn take_stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
     }
 }
 

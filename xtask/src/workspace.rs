@@ -63,6 +63,16 @@ impl Workspace {
         self.target.join("codegen")
     }
 
+    /// Release programs.
+    pub(crate) fn release(&self) -> PathBuf {
+        self.target.join("release")
+    }
+
+    /// What was measured.
+    pub(crate) fn bench(&self) -> PathBuf {
+        self.target.join("bench")
+    }
+
     /// What the stages of `cargo xtask test` printed.
     pub(crate) fn logs(&self) -> PathBuf {
         self.target.join("xtask-logs")

@@ -1,5 +1,6 @@
 //! The commands, one module each.
 
+pub(crate) mod bench;
 pub(crate) mod codegen;
 mod demo;
 mod exhaustive;
@@ -65,6 +66,7 @@ pub(crate) struct Context {
 pub(crate) fn run(cli: &Cli) -> Result<Verdict> {
     let context = Context { workspace: Workspace::find()?, json: cli.json };
     match &cli.command {
+        Command::Bench(arguments) => bench::run(&context, arguments),
         Command::Demo(arguments) => demo::run(&context, arguments),
         Command::Test(arguments) => test::run(&context, arguments),
         Command::Hil(arguments) => hil::run(&context, arguments),

@@ -89,6 +89,11 @@ pub(crate) const STAGES: &[Stage] = &[
         work: |context, _| Ok(outcome_of(&exhaustive::all_words(context)?)),
     },
     Stage {
+        name: "bench-gates",
+        about: "instructions an operation, against the repository's numbers",
+        work: |context, _| bench_gates(context),
+    },
+    Stage {
         name: "hil-bochs",
         about: "the image on Bochs",
         work: |context, arguments| machine::run(context, Machine::Bochs, arguments.limits),
@@ -137,6 +142,19 @@ fn outcome_of(findings: &oracle::Findings) -> Outcome {
         None if findings.failed() => Outcome::failed(findings.details.join("\n")),
         None => Outcome::passed(),
     }
+}
+
+/// One check a row.
+fn bench_gates(context: &Context) -> Result<Outcome> {
+    let gates = super::bench::check(context)?;
+    Ok(match gates.skipped {
+        Some(why) => Outcome::skipped(why),
+        None => Outcome {
+            counts: Counts { passed: gates.passed, failed: gates.failures.len(), skipped: 0 },
+            skips: Vec::new(),
+            failures: gates.failures,
+        },
+    })
 }
 
 impl Stage {

@@ -1,0 +1,128 @@
+//! The table for people.
+
+use std::io::Write;
+
+use anyhow::Result;
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::results::{About, Figure, Results, Row};
+use crate::command::{Context, Verdict};
+
+pub(super) fn list(context: &Context, rows: &[About]) -> Result<Verdict> {
+    context.print(&rows, |out| {
+        for row in rows {
+            writeln!(out, "{:<32} {}", row.id, row.what)?;
+        }
+        Ok(())
+    })?;
+    Ok(Verdict::Passed)
+}
+
+/// One line a row, then what the peer leaves out, what was skipped, and how many targets are met.
+pub(super) fn write(
+    out: &mut impl Write,
+    results: &Results,
+    before: Option<&Results>,
+) -> Result<()> {
+    writeln!(out, "{}, {}; nanoseconds an operation, medians", results.cpu, results.rustc)?;
+    writeln!(out, "{}", table(results, before))?;
+    for (mark, lacks) in notes(results).iter().enumerate() {
+        writeln!(out, "({}) the peer: {lacks}", mark + 1)?;
+    }
+    for skipped in &results.skipped {
+        writeln!(out, "skipped {skipped}")?;
+    }
+    let targets: Vec<_> = results.rows.iter().flat_map(Row::targets).collect();
+    let met = targets.iter().filter(|(_, met)| *met).count();
+    Ok(writeln!(out, "bench: {} rows, {met} of {} targets met", results.rows.len(), targets.len())?)
+}
+
+fn table(results: &Results, before: Option<&Results>) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    let mut header = vec![
+        "operation",
+        "mode",
+        "ours",
+        "instr.",
+        "floor",
+        "ns",
+        "ratio",
+        "target",
+        "peer",
+        "ratio",
+    ];
+    if before.is_some() {
+        header.extend(["before", "change"]);
+    }
+    let numbers = [2, 3, 5, 6, 8, 9, 10, 11];
+    table.set_header(header);
+    let notes = notes(results);
+    for row in &results.rows {
+        table.add_row(cells(row, &notes, before));
+    }
+    for index in numbers {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn cells(row: &Row, notes: &[&str], before: Option<&Results>) -> Vec<String> {
+    let floor = row.floor.as_ref();
+    let mut cells = vec![
+        row.what.clone(),
+        row.mode.clone(),
+        nanoseconds(row.ours.median),
+        row.instructions.map_or_else(String::new, |count| format!("{count:.0}")),
+        floor.map_or_else(String::new, |floor| floor.what.clone()),
+        floor.map_or_else(String::new, |floor| nanoseconds(floor.median)),
+        floor.map_or_else(String::new, ratio),
+        target(row),
+        row.peer.as_ref().map_or_else(String::new, |peer| peer_cost(row, peer, notes)),
+        row.peer.as_ref().map_or_else(String::new, ratio),
+    ];
+    if let Some(before) = before {
+        let before = before.row(&row.id).map(|row| row.ours.median);
+        cells.push(before.map_or_else(String::new, nanoseconds));
+        let change = |before: f64| format!("{:+.0} %", 100.0 * (row.ours.median / before - 1.0));
+        cells.push(before.map_or_else(|| "new".to_owned(), change));
+    }
+    cells
+}
+
+fn target(row: &Row) -> String {
+    let word = |(what, met)| format!("{what}: {}", if met { "met" } else { "NOT MET" });
+    row.targets().into_iter().map(word).collect::<Vec<_>>().join("\n")
+}
+
+fn peer_cost(row: &Row, peer: &Figure, notes: &[&str]) -> String {
+    let cost = nanoseconds(peer.median);
+    let lacks = row.peer_lacks.as_deref();
+    match lacks.and_then(|lacks| notes.iter().position(|note| *note == lacks)) {
+        Some(index) => format!("{cost} ({})", index + 1),
+        None => cost,
+    }
+}
+
+/// What the peer leaves out, each once.
+fn notes(results: &Results) -> Vec<&str> {
+    let mut notes: Vec<&str> = Vec::new();
+    for row in &results.rows {
+        if let Some(lacks) = row.peer_lacks.as_deref().filter(|_| row.peer.is_some())
+            && !notes.contains(&lacks)
+        {
+            notes.push(lacks);
+        }
+    }
+    notes
+}
+
+fn ratio(figure: &Figure) -> String {
+    format!("{:.2}", figure.ratio)
+}
+
+fn nanoseconds(value: f64) -> String {
+    if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") }
+}
