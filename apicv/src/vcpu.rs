@@ -254,3 +254,6 @@ impl<'s, V: Vmcs> Backend<'s, V> for Vcpu<'s> {
         self.apic.slot().inbox().preempt();
     }
 }
+
+#[cfg(test)]
+mod tests;

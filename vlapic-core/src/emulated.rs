@@ -96,7 +96,7 @@ impl<'s> Backend<'s, Injection> for Emulated<'s> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ApicPage, Profile, Register, Trigger};
+    use crate::{ApicPage, Delivery, Event, Profile, Register, Trigger};
 
     #[test]
     fn injects_one_and_asks_for_a_window_for_the_next() {
@@ -124,5 +124,30 @@ mod tests {
         input.interruptible = false;
         let _ = vcpu.before_entry(&mut injection, input).unwrap();
         assert!(injection.window, "the lower one is deliverable now");
+    }
+
+    #[test]
+    fn events_wait_for_what_is_injected() {
+        let page = ApicPage::new();
+        let slot = Slot::new(&page, 0, Profile::intel(), DirectInbox);
+        let mut vcpu = Emulated::new(&slot, false);
+        let mut injection = Injection::default();
+        let mut entry = |vcpu: &mut Emulated<'_>, injecting| {
+            let input = EntryInput { now: 700, cpu: 0, interruptible: true, injecting };
+            let entry = vcpu.before_entry(&mut injection, input).unwrap();
+            (entry.next, entry.injected, entry.exit_by)
+        };
+        assert_eq!(entry(&mut vcpu, false), (Next::AwaitStartup, None, None));
+        let _ = slot.receive(Delivery::Startup { page: 8 });
+        assert_eq!(entry(&mut vcpu, false).0, Next::TakeEvent);
+        assert_eq!(vcpu.apic_mut().take_event(), Some(Event::Startup { page: 8 }));
+        page.write(Register::Svr, 0x1FF);
+        let _ = slot.request(0x41, Trigger::Edge);
+        let _ = slot.receive(Delivery::Nmi);
+        assert_eq!(entry(&mut vcpu, false).0, Next::TakeEvent);
+        assert_eq!(entry(&mut vcpu, true), (Next::Enter, None, Some(700)), "at once, after it");
+        assert_eq!(vcpu.apic_mut().take_event(), Some(Event::Nmi));
+        assert_eq!(entry(&mut vcpu, true), (Next::Enter, None, None), "the NMI itself");
+        assert_eq!(entry(&mut vcpu, false), (Next::Enter, Vector::new(0x41), None));
     }
 }

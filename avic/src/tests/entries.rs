@@ -241,6 +241,11 @@ fn nothing_is_injected_beside_another_event() {
     let _ = rig.slot(0).receive(vlapic_core::Delivery::Nmi);
     let entry = rig.entry(0, INPUT);
     assert_eq!((entry.next, entry.injected), (Next::TakeEvent, None));
+    let injecting = rig.entry(0, EntryInput { injecting: true, now: 700, ..INPUT });
+    assert_eq!((injecting.next, injecting.injected), (Next::Enter, None), "after what is injected");
+    assert_eq!(injecting.exit_by, Some(700), "at once, that is");
+    rig.vmcbs[0].store(0x0A8, 1 << 31 | 0x31);
+    assert_eq!(rig.entry(0, INPUT).next, Next::Enter, "what is in the VMCB counts too");
 }
 
 #[test]

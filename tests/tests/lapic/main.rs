@@ -11,3 +11,4 @@ mod priority;
 mod random;
 mod routing;
 mod timer;
+mod unowned;

@@ -1,0 +1,223 @@
+//! The controls follow the APIC's mode by themselves, and cost nothing while it stays.
+
+use vlapic_core::{
+    ApicPage, Delivery, EntryInput, IA32_APIC_BASE, Next, Profile, Register, Trigger,
+};
+use vlapic_hal::PhysAddr;
+use vlapic_hal::fake::MemoryVmcs;
+use vlapic_hal::wrap::{Count, Fault, FaultInjector, When};
+
+use super::*;
+use crate::descriptor::PostedDescriptor;
+use crate::field;
+use crate::machines::full;
+use crate::posting::{HostMode, NotificationVectors};
+
+const INPUT: EntryInput = EntryInput { now: 0, cpu: 3, interruptible: true, injecting: false };
+const EXIT: Exit = Exit { reason: 1, qualification: 0 };
+const XAPIC: u64 = 0xFEE0_0900;
+const X2APIC: u64 = 0xFEE0_0D00;
+const DISABLED: u64 = 0xFEE0_0100;
+
+type Fields = MemoryVmcs<64>;
+
+fn fresh() -> Fields {
+    let mut vmcs = Fields::new();
+    for (field, value) in [
+        (field::PIN_CONTROLS, 0x1E),
+        (field::PRIMARY_CONTROLS, 0x8400_61F2),
+        (field::SECONDARY_CONTROLS, 0x2),
+        (field::EXIT_CONTROLS, 0x3_6FFF),
+    ] {
+        vmcs.write(field, value).unwrap();
+    }
+    vmcs
+}
+
+fn slot<'a>(page: &'a ApicPage, descriptor: &'a PostedDescriptor) -> Slot<'a, Posting<'a>> {
+    let vectors = NotificationVectors { running: 0xF2, wakeup: 0xF3 };
+    Slot::new(page, 0, Profile::intel(), Posting::new(descriptor, vectors, HostMode::X2Apic))
+}
+
+fn addresses(bitmap: &MsrBitmap) -> Addresses<'_> {
+    Addresses {
+        virtual_apic: Some(PhysAddr::new(0x11_1000)),
+        apic_access: Some(PhysAddr::new(0x22_2000)),
+        posted_interrupt_descriptor: Some(PhysAddr::new(0x33_3040)),
+        msr_bitmap: Some((bitmap, PhysAddr::new(0x44_4000))),
+        pid_pointer_table: Some((PhysAddr::new(0x55_5008), 3)),
+    }
+}
+
+fn set_base(vcpu: &mut Vcpu<'_>, value: u64) {
+    let _ = vcpu.apic_mut().write_msr(IA32_APIC_BASE, value, 0).unwrap();
+}
+
+/// "Virtualize APIC accesses", "virtualize x2APIC mode", virtual-interrupt delivery; posting.
+fn controls(vmcs: &impl Vmcs) -> (u64, u64) {
+    let secondary = vmcs.read(field::SECONDARY_CONTROLS).unwrap() & 0x211;
+    (secondary, vmcs.read(field::PIN_CONTROLS).unwrap() & 0x80)
+}
+
+#[test]
+fn controls_and_bitmap_follow_the_mode() {
+    let (page, descriptor, bitmap) = (ApicPage::new(), PostedDescriptor::new(), MsrBitmap::new());
+    let slot = slot(&page, &descriptor);
+    let mut vcpu = Vcpu::new(&slot, true);
+    let mut vmcs = fresh();
+    let _ = vcpu.configure(&mut vmcs, &full(), Wanted::ALL, &addresses(&bitmap)).unwrap();
+    for (base, secondary, pin, eoi_exits) in [
+        (XAPIC, 0x201, 0x80, true),
+        (X2APIC, 0x210, 0x80, false),
+        (DISABLED, 0, 0, true),
+        (XAPIC, 0x201, 0x80, true),
+        (DISABLED, 0, 0, true),
+    ] {
+        set_base(&mut vcpu, base);
+        let _ = vcpu.before_entry(&mut vmcs, INPUT).unwrap();
+        assert_eq!(controls(&vmcs), (secondary, pin), "{base:#x}");
+        assert_eq!(bitmap.intercepts_write(0x80B), eoi_exits, "{base:#x}");
+    }
+    vcpu.apic_mut().reset(true);
+    let _ = vcpu.before_entry(&mut vmcs, INPUT).unwrap();
+    assert_eq!(controls(&vmcs), (0x201, 0x80), "after RESET");
+}
+
+#[test]
+fn a_mode_that_stays_costs_no_access_to_the_controls() {
+    let (page, descriptor, bitmap) = (ApicPage::new(), PostedDescriptor::new(), MsrBitmap::new());
+    let slot = slot(&page, &descriptor);
+    for base in [XAPIC, X2APIC] {
+        let mut vcpu = Vcpu::new(&slot, true);
+        let mut vmcs = Count::new(fresh());
+        let _ = vcpu.configure(&mut vmcs, &full(), Wanted::ALL, &addresses(&bitmap)).unwrap();
+        set_base(&mut vcpu, base);
+        let _ = vcpu.before_entry(&mut vmcs, INPUT).unwrap();
+        let _ = vmcs.take();
+        for _ in 0..3 {
+            let _ = vcpu.before_entry(&mut vmcs, INPUT).unwrap();
+            let counts = vmcs.take();
+            let (reads, writes) = (counts.vmcs_reads.total(), counts.vmcs_writes.total());
+            assert_eq!((reads, writes), (1, 0), "guest interrupt status is looked at, no more");
+        }
+    }
+}
+
+#[test]
+fn a_failure_half_way_is_repaired_by_the_next_call() {
+    let (page, descriptor, bitmap) = (ApicPage::new(), PostedDescriptor::new(), MsrBitmap::new());
+    let slot = slot(&page, &descriptor);
+    for nth in 1.. {
+        let mut vcpu = Vcpu::new(&slot, true);
+        let mut vmcs = fresh();
+        let _ = vcpu.configure(&mut vmcs, &full(), Wanted::ALL, &addresses(&bitmap)).unwrap();
+        let _ = vcpu.before_entry(&mut vmcs, INPUT).unwrap();
+        let _ = vcpu.after_exit(EXIT, 0);
+        set_base(&mut vcpu, X2APIC);
+        let error = VmcsError::Instruction(26);
+        let fault = (When::Nth(nth), Fault::WriteVmcs { field: None, error });
+        let mut faulty = FaultInjector::new(&mut vmcs, [fault]);
+        let failed = vcpu.before_entry(&mut faulty, INPUT).is_err();
+        let entry = vcpu.before_entry(&mut vmcs, INPUT).unwrap();
+        assert_eq!(controls(&vmcs), (0x210, 0x80), "write {nth}");
+        assert!(entry.flush, "write {nth}");
+        if !failed {
+            assert!(nth > 3, "several writes can fail");
+            break;
+        }
+    }
+}
+
+/// From x2APIC mode back to xAPIC mode, the window becomes virtualized: each CPU that the vCPU comes to
+/// may have translations from before.
+#[test]
+fn flushes_of_the_register_window() {
+    let (page, descriptor, bitmap) = (ApicPage::new(), PostedDescriptor::new(), MsrBitmap::new());
+    let slot = slot(&page, &descriptor);
+    let mut vcpu = Vcpu::new(&slot, true);
+    let mut vmcs = fresh();
+    let _ = vcpu.configure(&mut vmcs, &full(), Wanted::ALL, &addresses(&bitmap)).unwrap();
+    let mut flush = |vcpu: &mut Vcpu<'_>, cpu, enters| {
+        let entry = vcpu.before_entry(&mut vmcs, EntryInput { cpu, ..INPUT }).unwrap();
+        if enters {
+            let _ = vcpu.after_exit(EXIT, 0);
+        }
+        entry.flush
+    };
+    assert!(!flush(&mut vcpu, 1, true), "nothing from before");
+    assert!(!flush(&mut vcpu, 2, true));
+    set_base(&mut vcpu, X2APIC);
+    assert!(flush(&mut vcpu, 2, false), "turned off");
+    assert!(flush(&mut vcpu, 2, true), "the entry was not made");
+    assert!(!flush(&mut vcpu, 2, true));
+    assert!(!flush(&mut vcpu, 1, true), "an x2APIC guest does not pay for moving");
+    set_base(&mut vcpu, DISABLED);
+    assert!(!flush(&mut vcpu, 1, true), "off in both");
+    set_base(&mut vcpu, XAPIC);
+    assert!(flush(&mut vcpu, 1, true), "turned on");
+    assert!(!flush(&mut vcpu, 1, true));
+    assert!(flush(&mut vcpu, 2, false), "another CPU");
+    assert!(flush(&mut vcpu, 2, true));
+    assert!(!flush(&mut vcpu, 2, true));
+}
+
+#[test]
+fn a_first_configuration_needs_no_flush_a_later_one_does() {
+    let (page, descriptor, bitmap) = (ApicPage::new(), PostedDescriptor::new(), MsrBitmap::new());
+    let slot = slot(&page, &descriptor);
+    let mut vcpu = Vcpu::new(&slot, true);
+    let mut vmcs = fresh();
+    let addresses = addresses(&bitmap);
+    for (wanted, flush) in [
+        (Wanted::TPR_SHADOW, false),
+        (Wanted::ALL, true),
+        (Wanted::ALL, false),
+        (Wanted::NONE, true),
+    ] {
+        let _ = vcpu.configure(&mut vmcs, &full(), wanted, &addresses).unwrap();
+        let entry = vcpu.before_entry(&mut vmcs, INPUT).unwrap();
+        assert_eq!(entry.flush, flush, "{wanted:?}");
+        let _ = vcpu.after_exit(EXIT, 0);
+    }
+}
+
+/// What waits to be injected goes first, whoever knows of it.
+#[test]
+fn events_wait_for_what_is_injected() {
+    let (page, descriptor, bitmap) = (ApicPage::new(), PostedDescriptor::new(), MsrBitmap::new());
+    let slot = slot(&page, &descriptor);
+    for wanted in [Wanted::TPR_SHADOW, Wanted::ALL] {
+        let mut vcpu = Vcpu::new(&slot, true);
+        let mut vmcs = fresh();
+        let _ = vcpu.configure(&mut vmcs, &full(), wanted, &addresses(&bitmap)).unwrap();
+        page.write(Register::Svr, 0x1FF);
+        let _ = slot.request(0x51, Trigger::Edge);
+        let _ = slot.receive(Delivery::Nmi);
+        let mut entry = |vmcs: &mut Fields, injecting| {
+            let input = EntryInput { now: 700, injecting, ..INPUT };
+            let entry = vcpu.before_entry(vmcs, input).unwrap();
+            (entry.next, entry.injected, entry.exit_by)
+        };
+        assert_eq!(entry(&mut vmcs, true), (Next::Enter, None, Some(700)), "at once, after it");
+        assert_eq!(entry(&mut vmcs, false).0, Next::TakeEvent);
+        vmcs.write(field::ENTRY_INTERRUPTION_INFORMATION, 1 << 31 | 0x31).unwrap();
+        assert_eq!(entry(&mut vmcs, false), (Next::Enter, None, Some(700)), "in the VMCS");
+        vmcs.write(field::ENTRY_INTERRUPTION_INFORMATION, 0).unwrap();
+        let _ = vcpu.apic_mut().take_event();
+        assert_eq!(vcpu.before_entry(&mut vmcs, INPUT).unwrap().next, Next::Enter);
+    }
+}
+
+#[test]
+fn a_vcpu_that_waits_for_its_sipi_is_not_entered() {
+    let (page, descriptor) = (ApicPage::new(), PostedDescriptor::new());
+    let slot = slot(&page, &descriptor);
+    let mut vcpu = Vcpu::new(&slot, false);
+    let mut vmcs = fresh();
+    let mut next = |vcpu: &mut Vcpu<'_>| vcpu.before_entry(&mut vmcs, INPUT).unwrap().next;
+    assert_eq!(next(&mut vcpu), Next::AwaitStartup);
+    let _ = slot.receive(Delivery::Startup { page: 8 });
+    assert_eq!(next(&mut vcpu), Next::TakeEvent);
+    assert!(vcpu.apic_mut().take_event().is_some());
+    assert_eq!(next(&mut vcpu), Next::Enter);
+}
