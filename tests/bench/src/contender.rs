@@ -15,6 +15,8 @@ pub(crate) struct Contender {
     pub(crate) what: String,
     /// After how many operations it has to be reset; `None`: never.
     pub(crate) limit: Option<u32>,
+    /// How many things one operation does; the figures are for one of them.
+    pub(crate) parts: u32,
     pub(crate) work: Box<dyn Work>,
 }
 
@@ -26,7 +28,7 @@ impl Contender {
         operation: impl FnMut(&mut S, u32) + 'static,
     ) -> Self {
         let work = Endless { state, operation };
-        Self { what: what.into(), limit: None, work: Box::new(work) }
+        Self { what: what.into(), limit: None, parts: 1, work: Box::new(work) }
     }
 
     /// After `limit` operations `reset` is needed before the next.
@@ -38,7 +40,12 @@ impl Contender {
         operation: impl FnMut(&mut S, u32) + 'static,
     ) -> Self {
         let work = Resettable { state, reset, operation };
-        Self { what: what.into(), limit: Some(limit), work: Box::new(work) }
+        Self { what: what.into(), limit: Some(limit), parts: 1, work: Box::new(work) }
+    }
+
+    /// One operation does `parts` things.
+    pub(crate) fn per(self, parts: u32) -> Self {
+        Self { parts, ..self }
     }
 }
 

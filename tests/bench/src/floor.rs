@@ -57,6 +57,27 @@ pub(crate) fn two_locked_ors() -> Contender {
     })
 }
 
+/// A locked OR of a word of each of `count` pages, and what it costs a page.
+pub(crate) fn locked_ors_of_pages(count: u32) -> Contender {
+    let pages: Vec<ApicPage> = (0..count).map(|_| ApicPage::new()).collect();
+    Contender::new("locked OR in each page", pages, |pages, _| {
+        for page in pages {
+            let word = &page.words()[usize::from(black_box(0x230u16) >> 2) & 1023];
+            black_box(word.fetch_or(black_box(2), Ordering::SeqCst));
+        }
+    })
+    .per(count)
+}
+
+/// A plain copy of so many bytes.
+pub(crate) fn copy_of(bytes: usize) -> Contender {
+    Contender::new(format!("copy of {bytes} bytes"), (vec![1u8; bytes], vec![0; bytes]), |it, _| {
+        let (from, into) = black_box(it);
+        into.copy_from_slice(from);
+        black_box(into);
+    })
+}
+
 /// A locked OR that sets a bit and a locked AND that clears it.
 pub(crate) fn or_and() -> Contender {
     let word = leak(AtomicU32::new(0));

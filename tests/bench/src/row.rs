@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::contender::Contender;
 
 /// The guest's APIC mode that an operation is done in.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
     XApic,
@@ -46,7 +46,8 @@ pub(crate) struct About {
     peer_lacks: Option<&'static str>,
     /// Its instructions are counted and held to the committed number.
     gated: bool,
-    /// The number of vCPUs, where the row is a point of a curve.
+    /// Where the row is a point of a curve over the number of vCPUs: which, and how many.
+    curve: Option<&'static str>,
     vcpus: Option<u32>,
 }
 
@@ -95,6 +96,7 @@ impl Row {
             of_peer: None,
             peer_lacks: None,
             gated: true,
+            curve: None,
             vcpus: None,
         };
         Self { about, make: Box::new(make) }
@@ -109,6 +111,13 @@ impl Row {
     /// The peer does less than ours: what it leaves out.
     pub(crate) fn peer_lacks(mut self, what: &'static str) -> Self {
         self.about.peer_lacks = Some(what);
+        self
+    }
+
+    /// A point of the curve `name` over the number of vCPUs.
+    pub(crate) fn point(mut self, name: &'static str, vcpus: u32) -> Self {
+        self.about.curve = Some(name);
+        self.about.vcpus = Some(vcpus);
         self
     }
 

@@ -102,7 +102,8 @@ impl Runner {
 
     fn chunk(&mut self) {
         let took: Duration = (0..self.passes).map(|_| self.pass()).sum();
-        let operations = f64::from(self.pass) * f64::from(self.passes);
+        let operations =
+            f64::from(self.pass) * f64::from(self.passes) * f64::from(self.contender.parts);
         self.chunks.push(took.as_nanos() as f64 / operations);
     }
 

@@ -30,7 +30,8 @@ pub(super) struct About {
     pub(super) peer_lacks: Option<String>,
     /// Its instructions are held to the committed number.
     pub(super) gated: bool,
-    /// The number of vCPUs, where the row is a point of a curve.
+    /// Where the row is a point of a curve over the number of vCPUs: which, and how many.
+    pub(super) curve: Option<String>,
     pub(super) vcpus: Option<u32>,
 }
 
@@ -168,6 +169,7 @@ mod tests {
             of_peer: Some(0.5),
             peer_lacks: None,
             gated: true,
+            curve: None,
             vcpus: None,
         };
         let row = Row {
