@@ -166,7 +166,7 @@ impl Image {
             return;
         };
         let kept = self.kept(register, word, profile, id);
-        if kept ^ word == Lvt::MASK && matches!(register, Register::Lvt(_)) {
+        if kept != word && kept == word | Lvt::MASK && matches!(register, Register::Lvt(_)) {
             found.insert(Correction::LvtMasks);
         } else if kept != word {
             found.insert(Correction::of(register));

@@ -8,17 +8,22 @@ pub(super) struct Found {
     pub(super) counts: Counts,
     /// Names of failed tests.
     pub(super) failed: Vec<String>,
-    /// Names of ignored tests, with the reason where one is given.
+    /// Names of ignored tests, with the reason where one is given, and what tests said that they could not do: lines
+    /// `SKIPPED name: reason`, past the capture of their output.
     pub(super) ignored: Vec<String>,
 }
 
 pub(super) fn read(text: &str) -> Found {
     let mut found = Found::default();
+    let mut said_so = 0;
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("test result: ") {
             found.counts.passed += number_before(rest, " passed");
             found.counts.failed += number_before(rest, " failed");
             found.counts.skipped += number_before(rest, " ignored");
+        } else if let Some(said) = line.strip_prefix("SKIPPED ") {
+            said_so += 1;
+            found.ignored.push(format!("test {said}"));
         } else if let Some((name, result)) =
             line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "))
         {
@@ -29,6 +34,9 @@ pub(super) fn read(text: &str) -> Found {
             }
         }
     }
+    // They counted as passed.
+    found.counts.passed = found.counts.passed.saturating_sub(said_so);
+    found.counts.skipped += said_so;
     found
 }
 
@@ -44,6 +52,7 @@ mod tests {
 
     const OUTPUT: &str = "\
 running 3 tests
+SKIPPED a::kvm: no /dev/kvm
 test a::good ... ok
 test a::slow ... ignored, takes an hour
 test a::bad ... FAILED
@@ -60,9 +69,14 @@ test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; fini
     #[test]
     fn binaries_add_up() {
         let found = read(OUTPUT);
-        assert_eq!(found.counts, Counts { passed: 15, failed: 1, skipped: 2 });
+        assert_eq!(found.counts, Counts { passed: 14, failed: 1, skipped: 3 });
         assert_eq!(found.failed, ["test a::bad"]);
-        assert_eq!(found.ignored, ["test a::slow, takes an hour", "test src/lib.rs - x (line 3)"]);
+        let ignored = [
+            "test a::kvm: no /dev/kvm",
+            "test a::slow, takes an hour",
+            "test src/lib.rs - x (line 3)",
+        ];
+        assert_eq!(found.ignored, ignored);
     }
 
     #[test]
