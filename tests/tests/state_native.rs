@@ -2,7 +2,7 @@
 //! that somebody made up is taken for one.
 #![expect(clippy::unwrap_used, reason = "a test that gets here has failed")]
 
-use std::sync::atomic::AtomicU8;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use apicv::{HostMode, NotificationVectors, PostedDescriptor, Posting};
 use proptest::prelude::*;
@@ -68,13 +68,15 @@ fn op() -> impl Strategy<Value = Op> {
 /// An APIC with what surrounds it.
 struct Subject<'s, I> {
     apic: LocalApic<'s, I>,
-    pending: AtomicU8,
+    pending: &'s AtomicU8,
     now: u64,
 }
 
 impl<'s, I: Inbox> Subject<'s, I> {
-    fn new(slot: &'s Slot<'s, I>) -> Self {
-        Self { apic: LocalApic::new(slot, true), pending: AtomicU8::new(0), now: 100 }
+    fn new(slot: &'s Slot<'s, I>, pending: &'s AtomicU8) -> Self {
+        let mut apic = LocalApic::new(slot, true);
+        apic.bind_upcall(pending);
+        Self { apic, pending, now: 100 }
     }
 
     /// What can be seen of the operation, but for whom it would notify.
@@ -103,24 +105,24 @@ impl<'s, I: Inbox> Subject<'s, I> {
             }
             Op::Local(entry) => format!("{:?}", slot.local_event(entry).outcome),
             Op::Register(vector) => {
-                format!("{:?}", slot.register_upcall(vector, &self.pending).is_ok())
+                format!("{:?}", slot.register_upcall(vector, self.pending).is_ok())
             }
             Op::Notify => {
-                let _ = slot.notify_upcall(&self.pending);
+                let _ = slot.notify_upcall(self.pending);
                 String::new()
             }
             Op::Clear => {
-                self.pending = AtomicU8::new(0);
+                self.pending.store(0, Ordering::SeqCst);
                 String::new()
             }
             Op::Time(ticks) => {
                 self.now += u64::from(ticks);
                 String::new()
             }
-            Op::Prepare => format!("{:?}", apic.prepare(now, Some(&self.pending))),
+            Op::Prepare => format!("{:?}", apic.prepare(now)),
             Op::TakeEvent => format!("{:?}", apic.take_event()),
             Op::TakeVector => {
-                let _ = apic.prepare(now, Some(&self.pending));
+                let _ = apic.prepare(now);
                 let vector = apic.nominate();
                 format!("{vector:?} {:?}", vector.map(|vector| apic.commit(vector)))
             }
@@ -135,19 +137,20 @@ impl<'s, I: Inbox> Subject<'s, I> {
 }
 
 /// Runs `before` on one APIC, moves it to another, and runs `after` on both.
-fn same_life<'s, I: Inbox>(slots: &'s [Slot<'s, I>; 2], before: &[Op], after: &[Op]) {
-    let mut original = Subject::new(&slots[0]);
+fn same_life<I: Inbox>(slots: &[Slot<'_, I>; 2], before: &[Op], after: &[Op]) {
+    let pending = [const { AtomicU8::new(0) }; 2];
+    let mut original = Subject::new(&slots[0], &pending[0]);
     for &op in before {
         original.apply(op);
     }
     let state = original.export();
-    let mut copy = Subject::new(&slots[1]);
+    let mut copy = Subject::new(&slots[1], &pending[1]);
     // What the other APIC was before does not matter.
     for &op in before.iter().rev().chain(after) {
         copy.apply(op);
     }
     copy.now = original.now;
-    copy.pending = AtomicU8::new(original.pending.load(std::sync::atomic::Ordering::SeqCst));
+    pending[1].store(pending[0].load(Ordering::SeqCst), Ordering::SeqCst);
     let corrections = copy.apic.import_state(copy.now, &state).unwrap();
     assert!(corrections.is_empty(), "{corrections:?}");
     assert_eq!(copy.export(), state);
@@ -210,7 +213,8 @@ proptest! {
     ) {
         let pages = [const { ApicPage::new() }; 3];
         let slots = [0, 1, 2].map(|index| Slot::new(&pages[index], 2, profile, DirectInbox));
-        let [mut first, mut second, mut third] = [0, 1, 2].map(|index| Subject::new(&slots[index]));
+        let pending = AtomicU8::new(0);
+        let [mut first, mut second, mut third] = [0, 1, 2].map(|index| Subject::new(&slots[index], &pending));
         for &op in &before {
             first.apply(op);
         }
@@ -237,7 +241,8 @@ proptest! {
     ) {
         let pages = [const { ApicPage::new() }; 2];
         let slots = [0, 1].map(|index| Slot::new(&pages[index], 7, profile, DirectInbox));
-        let [mut from, mut to] = [0, 1].map(|index| Subject::new(&slots[index]));
+        let pending = AtomicU8::new(0);
+        let [mut from, mut to] = [0, 1].map(|index| Subject::new(&slots[index], &pending));
         let mut state = from.export().to_vec();
         for (at, byte) in flips {
             state[at] = byte;

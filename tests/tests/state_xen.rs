@@ -327,27 +327,28 @@ fn the_timers_vector_comes_along() {
     saved.set(Register::DivideConfiguration, 0xb);
     saved.lapic.timer_divisor = 1;
     let mut plain = saved.clean();
-    let _ = plain.apic.prepare(1050, None);
+    let _ = plain.apic.prepare(1050);
     assert_eq!(plain.irr(), [0x77]);
 }
 
 #[test]
 fn the_upcalls_vector_is_the_callers() {
-    let pending = std::sync::atomic::AtomicU8::new(1);
+    let due = |plain: &mut Plain, byte| {
+        plain.pending.store(byte, std::sync::atomic::Ordering::Relaxed);
+        let prepared = plain.apic.prepare(1000);
+        assert!(!prepared.upcall_owed);
+        plain.irr()
+    };
     // Without one nothing comes, until the guest registers it again.
     let mut plain = Saved::new().clean();
-    assert!(!plain.apic.prepare(1000, Some(&pending)).upcall_owed);
-    assert_eq!(plain.irr(), []);
-    let notify = plain.slot.register_upcall(0xf3, &pending).unwrap();
+    assert_eq!(due(&mut plain, 1), []);
+    let notify = plain.slot.register_upcall(0xf3, plain.pending).unwrap();
     assert_eq!((plain.irr(), notify), (vec![0xf3], Notify::Kick));
     // With one, the pending byte decides.
     for (byte, irr) in [(1, vec![0xf3]), (0, vec![])] {
-        pending.store(byte, std::sync::atomic::Ordering::Relaxed);
         let mut saved = Saved::new();
         saved.outside.upcall_vector = Some(0xf3);
-        let mut plain = saved.clean();
-        let _ = plain.apic.prepare(1000, Some(&pending));
-        assert_eq!(plain.irr(), irr);
+        assert_eq!(due(&mut saved.clean(), byte), irr);
     }
     let mut saved = Saved::new();
     saved.outside.upcall_vector = Some(15);
@@ -374,15 +375,15 @@ fn a_level_on_lint0_waits_for_its_eoi() {
         Saved::new().with(LINT0, 0xc051).with(Register::Isr(vlapic_core::Bank::new(2)), 1 << 17);
     let mut plain = saved.clone().clean();
     let _ = plain.slot.set_lint(vlapic_core::Pin::Lint0, true);
-    let _ = plain.apic.prepare(1000, None);
+    let _ = plain.apic.prepare(1000);
     assert_eq!((plain.irr(), plain.isr()), (vec![], vec![0x51]));
     let _ = plain.apic.end_of_interrupt();
-    let _ = plain.apic.prepare(1000, None);
+    let _ = plain.apic.prepare(1000);
     assert_eq!(plain.irr(), [0x51], "the pin is still asserted");
     // A bit that waits for nothing would block the pin for ever.
     let mut plain = Saved::new().with(LINT0, 0xc051).corrected(Correction::LvtBits);
     let _ = plain.slot.set_lint(vlapic_core::Pin::Lint0, true);
-    let _ = plain.apic.prepare(1000, None);
+    let _ = plain.apic.prepare(1000);
     assert_eq!(plain.irr(), [0x51]);
 }
 
