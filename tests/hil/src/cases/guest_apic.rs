@@ -78,7 +78,7 @@ pub(super) fn is_empty(context: &Context, first: u16) -> bool {
 
 /// Waits until `vector` was taken so many times, and sees that it is not taken more often.
 pub(super) fn taken(context: &Context, vector: u8, count: u32) -> bool {
-    cpu::wait(SOON, || context.count(vector) >= count);
+    cpu::wait_long(SOON, || context.count(vector) >= count);
     cpu::wait(LONG_ENOUGH, || context.count(vector) > count);
     context.count(vector) == count
 }

@@ -170,7 +170,7 @@ fn shoot(context: &Context, vcpus: usize, shot: &Shot) -> bool {
         *count += shot.to >> index & 1;
     }
     let sent = send(context, shot.low, shot.destination).is_ok();
-    cpu::wait(SOON, || counts() == expected);
+    cpu::wait_long(SOON, || counts() == expected);
     cpu::wait(LONG_ENOUGH / 10, || false);
     sent && counts() == expected
 }
@@ -186,19 +186,19 @@ fn lowest_priority(context: &Context, vcpus: usize) -> bool {
     }
     let right = (1..=20).all(|count| {
         let sent = send(context, low, 0xf).is_ok();
-        cpu::wait(SOON, || total() >= count);
+        cpu::wait_long(SOON, || total() >= count);
         cpu::wait(LONG_ENOUGH / 10, || false);
         sent && total() == count
     });
     let to_others = right && context.count(VECTOR) == 0;
     // Of one there is the lowest.
-    let own = send(context, low, 1).is_ok() && cpu::wait(SOON, || context.count(VECTOR) == 1);
+    let own = send(context, low, 1).is_ok() && cpu::wait_long(SOON, || context.count(VECTOR) == 1);
     to_others && own && apic::write(context, apic::TPR, 0).is_ok()
 }
 
 fn all_at(vcpus: usize, phase: u64) -> bool {
     let there = |index| guest::context(index).word(PHASE).load(Ordering::Acquire) >= phase;
-    (1..vcpus).all(|index| cpu::wait(SOON, || there(index)))
+    (1..vcpus).all(|index| cpu::wait_long(SOON, || there(index)))
 }
 
 fn let_all_go(vcpus: usize, phase: u64) {
@@ -223,20 +223,20 @@ extern "C" fn sender(context: &'static Context, argument: u64) -> u64 {
     let vector = (FIRST_VECTOR + index) as u8;
     ensure!(guests::enable_apic(context, guests::mode(argument)).is_ok());
     stage::reach(context, 1);
-    ensure!((0..vcpus).all(|other| cpu::wait(SOON, || {
+    ensure!((0..vcpus).all(|other| cpu::wait_long(SOON, || {
         guest::context(other).word(PHASE).load(Ordering::Acquire) >= 1
     })));
     let others = || (0..vcpus).filter(|&other| other as u64 != index).map(guest::context);
     for count in 1..=STORM {
         ensure!(send(context, u32::from(vector) | ALL_BUT_SELF, 0).is_ok());
         for other in others() {
-            ensure!(cpu::wait(SOON, || other.count(vector) >= count));
+            ensure!(cpu::wait_long(SOON, || other.count(vector) >= count));
             ensure!(other.count(vector) == count);
         }
     }
     // The end of all: nobody leaves while another still sends to it.
     stage::reach(context, 2);
-    ensure!((0..vcpus).all(|other| cpu::wait(SOON, || {
+    ensure!((0..vcpus).all(|other| cpu::wait_long(SOON, || {
         guest::context(other).word(PHASE).load(Ordering::Acquire) >= 2
     })));
     ensure!(context.count(vector) == 0 && context.total() == STORM * (vcpus as u32 - 1));

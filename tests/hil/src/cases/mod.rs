@@ -24,7 +24,7 @@ use core::fmt;
 
 pub(crate) use rows::LAST_CASES;
 
-use crate::hypervisor::{HypervisorError, Level};
+use crate::hypervisor::{HypervisorError, Level, avic_available};
 use crate::machine::command_line::CommandLine;
 use crate::println;
 use crate::svm::SvmError;
@@ -123,21 +123,6 @@ const GROUPS: &[&[Case]] = &[
     base::CASES,
 ];
 
-/// Those that are also run under plain emulation, on either vendor's processor. What counts TSC ticks or expects a CPU to be
-/// quick is not among them: QEMU's are as quick as its host lets them be.
-const EMULATED: &[&[Case]] = &[
-    upcall::CASES,
-    posts::CASES,
-    level::CASES,
-    priority::CASES,
-    ipis::CASES,
-    resets::CASES,
-    errors::CASES,
-    waits::CASES,
-    pins::CASES,
-    base::CASES,
-];
-
 /// Runs what the command line asks for; whether nothing failed.
 pub(crate) fn run(line: &CommandLine) -> bool {
     let mut right = true;
@@ -161,15 +146,24 @@ pub(crate) fn run(line: &CommandLine) -> bool {
     right
 }
 
-/// The levels of a case.
+/// The levels of a case: those that look at VT-x itself have no other.
 fn levels(case: &Case) -> impl Iterator<Item = Level> {
-    let emulated = EMULATED.iter().copied().flatten().any(|other| other.name == case.name);
-    emulated.then_some(Level::Emulated).into_iter().chain(Level::ALL)
+    let svm = GROUPS.iter().copied().flatten().any(|other| other.name == case.name);
+    let svm = if svm { Level::SVM.as_slice() } else { &[] };
+    svm.iter().copied().chain(Level::VT_X)
 }
 
 fn asked(line: &CommandLine, setting: Setting) -> bool {
     let is = |key, name| line.value(key).is_none_or(|value| value == name);
     is("level", setting.level.name()) && is("mode", setting.mode.name())
+}
+
+/// Whether the processor has what the level is made of, where a VM alone does not tell.
+fn available(setting: Setting) -> Result<(), Failure> {
+    if setting.level == Level::Avic {
+        avic_available(setting.mode == Mode::X2Apic)?;
+    }
+    Ok(())
 }
 
 fn run_one(case: &Case, setting: Setting) -> bool {
@@ -178,7 +172,7 @@ fn run_one(case: &Case, setting: Setting) -> bool {
     let result = if crate::machine::smp::cpu_count() < case.cpus {
         Err(Failure::Skip("not enough CPUs"))
     } else {
-        (case.run)(setting)
+        available(setting).and_then(|()| (case.run)(setting))
     };
     let report = |result, note: &dyn fmt::Display| {
         println!(
@@ -195,7 +189,9 @@ fn run_one(case: &Case, setting: Setting) -> bool {
         Err(Failure::Hypervisor(HypervisorError::Svm(error @ SvmError::NoSvm))) => {
             report("skip", &error);
         }
-        Err(Failure::Hypervisor(error @ HypervisorError::NotGranted(_))) => report("skip", &error),
+        Err(Failure::Hypervisor(
+            error @ (HypervisorError::NotGranted(_) | HypervisorError::NoAvic(_)),
+        )) => report("skip", &error),
         Err(failure) => {
             report("fail", &failure);
             return false;

@@ -85,6 +85,8 @@ enum Way {
     Emulated,
     /// The processor does it and exits.
     ApicWrite,
+    /// AVIC does it and exits.
+    Trap,
     /// The guest does it: its page is plain memory to it, and nobody is told.
     Silent,
 }
@@ -94,6 +96,7 @@ impl Way {
         match self {
             Self::Emulated => "emulated",
             Self::ApicWrite => "apic-write",
+            Self::Trap => "avic-trap",
             Self::Silent => "silent",
         }
     }
@@ -102,6 +105,7 @@ impl Way {
 /// The way that SVR writes take where the guest has no page of its own. In x2APIC mode they are intercepted WRMSRs.
 fn way_of(setting: Setting) -> Way {
     match setting.mode {
+        Mode::XApic if setting.level == Level::Avic => Way::Trap,
         Mode::XApic if setting.level >= Level::RegisterVirtualization => Way::ApicWrite,
         _ => Way::Emulated,
     }
@@ -110,13 +114,13 @@ fn way_of(setting: Setting) -> Way {
 /// Whether the guest is also given its page: where that is what the processor would do, and where there is no processor
 /// that does anything.
 fn has_silent_way(setting: Setting) -> bool {
-    setting.level.delivers() || setting.level == Level::Emulated
+    setting.level.delivers() || setting.level.is_emulated()
 }
 
 /// Whether a row is printed: one level for each way, and plain emulation.
 fn shown(setting: Setting, way: Way) -> bool {
     match (way, setting.mode) {
-        _ if setting.level == Level::Emulated => true,
+        _ if setting.level.is_svm() => setting.level != Level::AvicOff,
         (Way::Emulated, Mode::XApic) => setting.level == Level::ApicAccess,
         _ => setting.level == Level::Posted,
     }

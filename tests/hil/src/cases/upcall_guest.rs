@@ -69,7 +69,7 @@ pub(super) extern "C" fn controls(context: &'static Context, argument: u64) -> u
     });
     let started = guest::context(1);
     if argument & act::WHILE_DISABLED != 0 {
-        if !cpu::wait(PATIENCE, || started.word(word::READY).load(Ordering::Acquire) != 0) {
+        if !cpu::wait_long(PATIENCE, || started.word(word::READY).load(Ordering::Acquire) != 0) {
             return 2;
         }
         happens();
@@ -93,7 +93,7 @@ fn story(context: &'static Context, argument: u64) -> Result<(), Fault> {
         // Also an entry with interrupts on, after which nothing but the driver bounds this vCPU's turn.
         hypercall::phase(1);
         context.word(word::READY).store(1, Ordering::Release);
-        cpu::wait(PATIENCE, || context.word(word::GO).load(Ordering::Acquire) != 0);
+        cpu::wait_long(PATIENCE, || context.word(word::GO).load(Ordering::Acquire) != 0);
     }
     let early = u64::from(context.count(UPCALL));
     context.word(word::STALE).store(stale_bits(context)? | early, Ordering::Relaxed);

@@ -4,6 +4,7 @@ use core::arch::asm;
 use core::sync::atomic::Ordering;
 
 use super::context::{Context, Fault};
+use crate::machine::identity::{self, Machine};
 
 /// RDMSR.
 pub(crate) fn read_msr(register: u32) -> Result<u64, Fault> {
@@ -111,4 +112,27 @@ pub(crate) fn wait(rounds: u64, mut done: impl FnMut() -> bool) -> bool {
         core::hint::spin_loop();
         done()
     })
+}
+
+/// The same for what must come: where the machine's CPUs are threads of a busy host, so many rounds may pass before another
+/// CPU has had a turn at all, so there it lasts some seconds as well.
+pub(crate) fn wait_long(rounds: u64, mut done: impl FnMut() -> bool) -> bool {
+    /// Some seconds in ticks of any TSC.
+    const SECONDS: u64 = 20_000_000_000;
+    if wait(rounds, &mut done) {
+        return true;
+    }
+    let (start, mut over) = (rdtsc(), identity::machine() == Machine::Bochs);
+    while !over {
+        over = rdtsc().wrapping_sub(start) > SECONDS;
+        if wait(1, &mut done) {
+            return true;
+        }
+    }
+    false
+}
+
+fn rdtsc() -> u64 {
+    // SAFETY: RDTSC has no side effects, and guests here may use it.
+    unsafe { core::arch::x86_64::_rdtsc() }
 }

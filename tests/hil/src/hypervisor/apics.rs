@@ -3,9 +3,10 @@
 use core::sync::atomic::AtomicU8;
 
 use apicv::{HostMode, PostedDescriptor, Posting};
+use avic::Backing;
 use vlapic_core::{
-    ApicPage, DirectInbox, IllegalUpcallVector, Inbox, Message, Notify, Outcome, Pin, Receipt,
-    Slot, Trigger, Vector, Vm,
+    ApicPage, Destination, DirectInbox, IllegalUpcallVector, Inbox, Message, Notify, Outcome, Pin,
+    Receipt, Slot, Trigger, Vector, Vm,
 };
 
 use super::vm::{Config, VECTORS, VirtualMachine};
@@ -27,21 +28,30 @@ pub(super) enum Apics {
     Posted(Group<Posting<'static>>),
     /// Under plain emulation.
     Direct(Group<DirectInbox>),
+    /// Under `avic`.
+    Backed(Group<Backing>),
 }
 
 /// Slots of one kind.
 pub(super) struct Group<I: Inbox + 'static> {
     pub(super) slots: &'static [Slot<'static, I>],
-    routes: Vm<'static, I>,
+    pub(super) routes: Vm<'static, I>,
 }
 
 impl Apics {
     /// APICs that no vCPU owns yet.
     pub(super) fn new(config: &Config) -> Result<Self, HypervisorError> {
         let vcpus = config.vcpus.min(MAX_VCPUS);
-        if config.level == Level::Emulated {
-            let slots = storage::direct_slots(|index| slot(config, index, DirectInbox));
-            return Ok(Self::Direct(Group::new(&slots[..vcpus])?));
+        match config.level {
+            Level::Emulated => {
+                let slots = storage::direct_slots(|index| slot(config, index, DirectInbox));
+                return Ok(Self::Direct(Group::new(&slots[..vcpus])?));
+            }
+            Level::AvicOff | Level::Avic => {
+                let slots = storage::backed_slots(|index| slot(config, index, Backing::new()));
+                return Ok(Self::Backed(Group::new(&slots[..vcpus])?));
+            }
+            _ => {}
         }
         let host = match apic::mode() {
             apic::Mode::X2Apic => HostMode::X2Apic,
@@ -57,7 +67,7 @@ impl Apics {
     pub(super) fn posted(&self) -> &'static [Slot<'static, Posting<'static>>] {
         match self {
             Self::Posted(group) => group.slots,
-            Self::Direct(_) => &[],
+            Self::Direct(_) | Self::Backed(_) => &[],
         }
     }
 }
@@ -95,6 +105,7 @@ impl<I: Inbox> Group<I> {
 pub(crate) enum AnySlot {
     Posted(&'static Slot<'static, Posting<'static>>),
     Direct(&'static Slot<'static, DirectInbox>),
+    Backed(&'static Slot<'static, Backing>),
 }
 
 /// Asks the same of the slot inside.
@@ -103,6 +114,7 @@ macro_rules! either {
         match $this {
             AnySlot::Posted($slot) => $body,
             AnySlot::Direct($slot) => $body,
+            AnySlot::Backed($slot) => $body,
         }
     };
 }
@@ -161,7 +173,7 @@ impl AnySlot {
     pub(crate) fn posting(self) -> Option<&'static Posting<'static>> {
         match self {
             Self::Posted(slot) => Some(slot.inbox()),
-            Self::Direct(_) => None,
+            Self::Direct(_) | Self::Backed(_) => None,
         }
     }
 }
@@ -172,6 +184,7 @@ impl VirtualMachine {
         match &self.apics {
             Apics::Posted(group) => AnySlot::Posted(&group.slots[vcpu]),
             Apics::Direct(group) => AnySlot::Direct(&group.slots[vcpu]),
+            Apics::Backed(group) => AnySlot::Backed(&group.slots[vcpu]),
         }
     }
 
@@ -181,6 +194,16 @@ impl VirtualMachine {
         match &self.apics {
             Apics::Posted(group) => group.send(message, sender, tell),
             Apics::Direct(group) => group.send(message, sender, tell),
+            Apics::Backed(group) => group.send(message, sender, tell),
+        }
+    }
+
+    /// Tells the targets of an IPI that AVIC has put into their IRR.
+    pub(super) fn announce(&self, destination: Destination, sender: usize) {
+        if let Apics::Backed(group) = &self.apics {
+            for (index, notify) in group.routes.announce(destination, Some(sender)) {
+                self.notify(index, notify);
+            }
         }
     }
 }

@@ -2,11 +2,15 @@
 
 use apicv::Wanted;
 
-/// How much help a VM has, from least to most: nothing but nested paging, or a level of VT-x.
+/// How much help a VM has: a level of SVM or one of VT-x, each from least to most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
     /// Plain emulation, on SVM: each access to the register window is a nested page fault, each MSR and CR8 access exits.
     Emulated,
+    /// The driver of AVIC with nothing granted: it emulates, through the VMCB, as it does for as long as AVIC is inhibited.
+    AvicOff,
+    /// AVIC; in x2APIC mode x2AVIC.
+    Avic,
     /// Nothing but the TPR shadow: each access to the register window is an EPT violation, each MSR access exits.
     TprShadow,
     /// Virtualized APIC accesses: TPR is in the page, the rest are APIC-access exits.
@@ -20,8 +24,11 @@ pub(crate) enum Level {
 }
 
 impl Level {
+    /// Those of SVM.
+    pub(crate) const SVM: [Self; 3] = [Self::Emulated, Self::AvicOff, Self::Avic];
+
     /// Those of VT-x.
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const VT_X: [Self; 5] = [
         Self::TprShadow,
         Self::ApicAccess,
         Self::RegisterVirtualization,
@@ -33,6 +40,8 @@ impl Level {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Emulated => "emulated",
+            Self::AvicOff => "avic-off",
+            Self::Avic => "avic",
             Self::TprShadow => "tpr-shadow",
             Self::ApicAccess => "apic-access",
             Self::RegisterVirtualization => "register-virt",
@@ -44,7 +53,7 @@ impl Level {
     /// What the driver of VT-x is asked for.
     pub(crate) const fn wanted(self) -> Wanted {
         match self {
-            Self::Emulated => Wanted::NONE,
+            Self::Emulated | Self::AvicOff | Self::Avic => Wanted::NONE,
             Self::TprShadow => Wanted::TPR_SHADOW,
             Self::ApicAccess => Wanted::APIC_ACCESS,
             Self::RegisterVirtualization => Wanted::REGISTER_VIRTUALIZATION,
@@ -55,6 +64,16 @@ impl Level {
 
     /// Whether the processor delivers virtual interrupts by itself.
     pub(crate) fn delivers(self) -> bool {
-        self >= Self::VirtualInterruptDelivery
+        self == Self::Avic || self >= Self::VirtualInterruptDelivery
+    }
+
+    /// Whether it is one of SVM.
+    pub(crate) fn is_svm(self) -> bool {
+        Self::SVM.contains(&self)
+    }
+
+    /// Whether the processor does nothing for the APIC.
+    pub(crate) fn is_emulated(self) -> bool {
+        matches!(self, Self::Emulated | Self::AvicOff)
     }
 }

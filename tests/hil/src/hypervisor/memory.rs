@@ -19,13 +19,13 @@ pub(super) enum Memory {
 impl Memory {
     /// The image's memory, and what `config` adds to it.
     pub(super) fn new(config: &Config) -> Result<Self, HypervisorError> {
-        let mut memory = if config.level == Level::Emulated {
+        let mut memory = if config.level.is_svm() {
             svm::capability::enable()?;
             Self::Nested(Npt::identity()?)
         } else {
             Self::Extended(Ept::identity(&vmx::capability::enable()?)?)
         };
-        if config.level >= Level::ApicAccess {
+        if !config.level.is_svm() && config.level >= Level::ApicAccess {
             memory.map_data(DEFAULT_BASE, address(apic_access_page()))?;
         }
         if let Some((guest, host)) = config.low_page {
@@ -45,6 +45,19 @@ impl Memory {
             Self::Extended(ept) => ept.pointer(),
             Self::Nested(npt) => npt.root(),
         }
+    }
+
+    /// Maps the register window for AVIC: the processor takes the permissions and goes elsewhere.
+    pub(super) fn map_window(&mut self) -> Result<(), HypervisorError> {
+        self.map_data(DEFAULT_BASE, address(apic_access_page()))
+    }
+
+    /// Takes it away again. Translations of it may be left.
+    pub(super) fn unmap_window(&mut self) -> Result<(), HypervisorError> {
+        if let Self::Nested(npt) = self {
+            npt.unmap_4k(DEFAULT_BASE)?;
+        }
+        Ok(())
     }
 
     fn map_data(&mut self, guest: u64, host: u64) -> Result<(), HypervisorError> {

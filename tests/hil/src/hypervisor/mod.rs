@@ -1,4 +1,4 @@
-//! The example hypervisor: what an integrator writes around `apicv`.
+//! The example hypervisor: what an integrator writes around `apicv` and `avic`.
 //!
 //! ```text
 //! vm      a VM, and who is told of what
@@ -6,7 +6,7 @@
 //! memory  its guest-physical memory
 //! vcpu    the loop of one vCPU on VT-x: before entry, enter, after exit
 //! access  guest accesses that exit there: the register window, MSRs, CR8
-//! svm     the same two for SVM, under plain emulation
+//! svm     what the loop of a vCPU on SVM needs; the loop itself is in `vlapic-svm-loop`, which the tests run as well
 //! calls   what hypercalls do
 //! sleep   HLT, wait-for-SIPI, and waking
 //! level   how much hardware help a VM asks for
@@ -28,14 +28,18 @@ pub(crate) mod vm;
 
 pub(crate) use apics::AnySlot;
 pub(crate) use level::Level;
+pub(crate) use svm::available as avic_available;
 pub(crate) use vm::{Config, VirtualMachine};
 
 use core::fmt;
 
 use apicv::ProgramError;
+use avic::TableError;
+use vlapic_core::Next;
 use vlapic_hal::VmcsError;
+use vlapic_svm_loop::NotGranted;
 
-use crate::svm::{self as svm_layer, SvmError};
+use crate::svm::SvmError;
 use crate::vmx::{Reason, VmxError};
 
 /// Why a vCPU could not run on.
@@ -52,7 +56,13 @@ pub(crate) enum HypervisorError {
     /// An exit that nothing here knows.
     UnknownExit { reason: Reason, qualification: u64 },
     /// The same on SVM.
-    UnknownSvmExit { reason: svm_layer::Reason, info_1: u64, info_2: u64 },
+    UnknownSvmExit { code: u64, info_1: u64, info_2: u64 },
+    /// The same, of AVIC.
+    NoAvic(NotGranted),
+    /// The tables of AVIC could not be made.
+    Tables(TableError),
+    /// The driver of AVIC asks for something that nobody here knows.
+    Entry(Next),
     /// The guest took an exception that nobody expected.
     GuestFault { vector: u8, error_code: u32, rip: u64 },
     /// A guest-physical address that is neither memory nor the register window.
@@ -72,6 +82,12 @@ impl From<VmxError> for HypervisorError {
 impl From<SvmError> for HypervisorError {
     fn from(error: SvmError) -> Self {
         Self::Svm(error)
+    }
+}
+
+impl From<TableError> for HypervisorError {
+    fn from(error: TableError) -> Self {
+        Self::Tables(error)
     }
 }
 
@@ -97,9 +113,14 @@ impl fmt::Display for HypervisorError {
             Self::UnknownExit { reason, qualification } => {
                 write!(f, "unknown exit {reason:?}, qualification {qualification:#x}")
             }
-            Self::UnknownSvmExit { reason, info_1, info_2 } => {
-                write!(f, "unknown exit {reason:?}, information {info_1:#x} and {info_2:#x}")
+            Self::UnknownSvmExit { code, info_1, info_2 } => {
+                write!(f, "unknown exit {code:#x}, information {info_1:#x} and {info_2:#x}")
             }
+            Self::NoAvic(NotGranted { feature, reason }) => {
+                write!(f, "the processor does not grant {feature}: {reason}")
+            }
+            Self::Tables(error) => write!(f, "{error}"),
+            Self::Entry(next) => write!(f, "nobody here knows {next:?}"),
             Self::GuestFault { vector, error_code, rip } => {
                 write!(f, "guest exception {vector}, error code {error_code:#x}, at {rip:#x}")
             }

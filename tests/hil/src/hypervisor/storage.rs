@@ -4,6 +4,7 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use apicv::Posting;
+use avic::{Backing, Shared, Window};
 use vlapic_core::{DirectInbox, Slot};
 
 use super::VirtualMachine;
@@ -19,6 +20,9 @@ unsafe impl<T> Sync for Storage<T> {}
 
 static SLOTS: Storage<Slots<Posting<'static>>> = Storage(UnsafeCell::new(None));
 static DIRECT_SLOTS: Storage<Slots<DirectInbox>> = Storage(UnsafeCell::new(None));
+static BACKED_SLOTS: Storage<Slots<Backing>> = Storage(UnsafeCell::new(None));
+static SHARED: Storage<Shared<'static>> = Storage(UnsafeCell::new(None));
+static WINDOW: Storage<Window> = Storage(UnsafeCell::new(None));
 static MACHINE: Storage<VirtualMachine> = Storage(UnsafeCell::new(None));
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
@@ -36,6 +40,23 @@ pub(super) fn direct_slots(
     DIRECT_SLOTS.replace(core::array::from_fn(slot))
 }
 
+/// The slots of the next VM, if it runs under `avic`.
+pub(super) fn backed_slots(
+    slot: impl FnMut(usize) -> Slot<'static, Backing>,
+) -> &'static Slots<Backing> {
+    BACKED_SLOTS.replace(core::array::from_fn(slot))
+}
+
+/// The tables of the next VM, if it runs under `avic`, and its register window.
+pub(super) fn shared(shared: Shared<'static>) -> (&'static Shared<'static>, &'static Window) {
+    (SHARED.replace(shared), WINDOW.replace(Window::new()))
+}
+
+/// Ends the last VM: what it still holds is dropped before anything of it is replaced.
+pub(super) fn end_last() {
+    MACHINE.clear();
+}
+
 /// The next VM. The last one's memory is given back.
 pub(super) fn machine(machine: VirtualMachine) -> &'static VirtualMachine {
     MACHINE.replace(machine)
@@ -47,6 +68,13 @@ impl<T> Storage<T> {
         // SAFETY: no vCPU runs, and cases keep no reference to a VM beyond their end, so nobody else has one.
         let place = unsafe { &mut *self.0.get() };
         place.insert(value)
+    }
+
+    fn clear(&self) {
+        assert!(RUNNING.load(Ordering::Acquire) == 0, "a vCPU of the last VM still runs");
+        // SAFETY: as in `replace`.
+        let place = unsafe { &mut *self.0.get() };
+        *place = None;
     }
 }
 

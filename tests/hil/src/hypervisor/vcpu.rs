@@ -61,7 +61,10 @@ pub(super) fn run(
     let msrs = unsafe { Msrs::new() };
     let capabilities = Capabilities::detect(&msrs).map_err(|_| vmx::VmxError::NoVmx)?;
 
-    let moved = machine.take_parked(index);
+    let moved = match machine.take_parked(index) {
+        Some(vm::Parked::VtX(parked)) => Some(parked),
+        _ => None,
+    };
     let begins = moved.is_none() && index == 0;
     let Parked { mut vcpu, driver, program, started } = match moved {
         Some(parked) => parked,
@@ -75,7 +78,7 @@ pub(super) fn run(
     if matches!(result, Ok(None)) {
         // Posts need not tell anybody until it runs again.
         driver.apic().slot().inbox().preempt();
-        machine.park(index, Parked { vcpu, driver, program, started });
+        machine.park(index, vm::Parked::VtX(Parked { vcpu, driver, program, started }));
     }
     result
 }

@@ -4,9 +4,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use apicv::{MsrBitmap, NotificationVectors, Posting};
 use spin::Mutex;
-use vlapic_core::{
-    ApicPage, DirectInbox, Notify, Profile, Receipt, RefusedUpcall, Slot, SvrWrites,
-};
+use vlapic_core::{ApicPage, Notify, Profile, Receipt, RefusedUpcall, Slot, SvrWrites};
 
 use super::apics::{Apics, DESCRIPTORS, PAGES};
 use super::memory::Memory;
@@ -55,7 +53,7 @@ impl Config {
             vcpus,
             level,
             profile: match level {
-                Level::Emulated => Profile::amd(),
+                level if level.is_svm() => Profile::amd(),
                 _ => Profile::intel().with_cmci(false),
             },
             svr_writes: SvrWrites::Exit,
@@ -84,7 +82,9 @@ pub(crate) struct VirtualMachine {
     pub(crate) pending: [AtomicU8; MAX_VCPUS],
     /// EOIs of level-triggered interrupts, by vector.
     pub(crate) eois: [AtomicU32; 256],
-    memory: Memory,
+    memory: Mutex<Memory>,
+    /// Of VMs under `avic`.
+    pub(super) tables: Option<svm_loop::Tables>,
     runners: [Runner; MAX_VCPUS],
 }
 
@@ -97,7 +97,11 @@ struct Runner {
     stop: AtomicBool,
     /// It is to leave its CPU, and what it is then.
     leave: AtomicBool,
-    parked: Mutex<Option<vcpu::Parked>>,
+    parked: Mutex<Option<Parked>>,
+    /// It is in guest mode, or about to be.
+    inside: AtomicBool,
+    /// A mapping has gone: before it is next inside it flushes its translations.
+    flush: AtomicBool,
     /// The program: what, argument, and its result.
     program: Mutex<Option<(Program, u64)>>,
     result: Mutex<Option<Result<u64, HypervisorError>>>,
@@ -109,9 +113,14 @@ struct Runner {
 impl VirtualMachine {
     /// A VM whose vCPUs wait: the first for its program, the others for INIT and SIPI as well.
     pub(crate) fn new(config: Config) -> Result<&'static Self, HypervisorError> {
+        storage::end_last();
         // First, since it says whether the processor can run such a VM at all.
         let memory = Memory::new(&config)?;
         let apics = Apics::new(&config)?;
+        let tables = match &apics {
+            Apics::Backed(group) => Some(svm_loop::Tables::new(group.routes)?),
+            _ => None,
+        };
         for index in 0..config.vcpus.min(MAX_VCPUS) {
             guest::context(index).reset();
         }
@@ -121,22 +130,15 @@ impl VirtualMachine {
             apics,
             pending: [const { AtomicU8::new(0) }; MAX_VCPUS],
             eois: [const { AtomicU32::new(0) }; 256],
-            memory,
+            memory: Mutex::new(memory),
+            tables,
             runners: [const { Runner::new() }; MAX_VCPUS],
         }))
     }
 
     /// What names the VM's memory to the processor.
     pub(super) fn memory_root(&self) -> u64 {
-        self.memory.root()
-    }
-
-    /// The APICs of a VM that is plainly emulated; none of any other.
-    pub(super) fn direct_slots(&self) -> &'static [Slot<'static, DirectInbox>] {
-        match &self.apics {
-            Apics::Posted(_) => &[],
-            Apics::Direct(group) => group.slots,
-        }
+        self.memory.lock().root()
     }
 
     /// The guest side of vCPU `index`.
@@ -154,7 +156,7 @@ impl VirtualMachine {
         let program = self.runners[index].program.lock().take();
         let running = storage::Running::begin();
         let result = match self.config.level {
-            Level::Emulated => svm_loop::run(self, index, program).map(Some),
+            level if level.is_svm() => svm_loop::run(self, index, program),
             _ => vcpu::run(self, index, program),
         };
         *self.runners[index].result.lock() = result.transpose();
@@ -176,7 +178,7 @@ impl VirtualMachine {
 
     /// Moves vCPU `index` from CPU `from`, where it runs, to CPU `to`. Neither is this one.
     ///
-    /// On VT-x only. A vCPU that has finished meanwhile stays where it is; the answer is whether it moved.
+    /// A vCPU that has finished meanwhile stays where it is; the answer is whether it moved.
     pub(crate) fn migrate(&'static self, index: usize, from: usize, to: usize) -> bool {
         self.runners[index].leave.store(true, Ordering::SeqCst);
         self.kick(index);
@@ -192,11 +194,11 @@ impl VirtualMachine {
         self.runners[index].leave.swap(false, Ordering::SeqCst)
     }
 
-    pub(super) fn park(&self, index: usize, parked: vcpu::Parked) {
+    pub(super) fn park(&self, index: usize, parked: Parked) {
         *self.runners[index].parked.lock() = Some(parked);
     }
 
-    pub(super) fn take_parked(&self, index: usize) -> Option<vcpu::Parked> {
+    pub(super) fn take_parked(&self, index: usize) -> Option<Parked> {
         self.runners[index].parked.lock().take()
     }
 
@@ -244,6 +246,7 @@ impl VirtualMachine {
         match notify {
             Notify::None => {}
             Notify::Interrupt { vector, destination } => apic::send(destination, vector),
+            Notify::Doorbell { destination } => svm_loop::ring(destination),
             // `Kick` and `Wake` need the same here: a CPU that sleeps for a vCPU wakes by any interrupt.
             _ => self.kick(index),
         }
@@ -256,6 +259,41 @@ impl VirtualMachine {
         if cpu != Runner::NOWHERE && cpu != smp::apic_id(crate::machine::cpu::this_cpu()) {
             apic::send(cpu, KICK);
         }
+    }
+
+    /// Maps the register window for AVIC.
+    pub(super) fn map_window(&self) {
+        // Without the mapping each access exits and is emulated, which is as right.
+        let _ = self.memory.lock().map_window();
+    }
+
+    /// Unmaps the register window, and waits until no vCPU is in guest mode with a translation of it. `caller` is a vCPU
+    /// that is not inside.
+    pub(super) fn unmap_window(&self, caller: usize) {
+        let _ = self.memory.lock().unmap_window();
+        let vcpus = &self.runners[..self.config.vcpus];
+        for runner in vcpus {
+            runner.flush.store(true, Ordering::SeqCst);
+        }
+        for (index, runner) in vcpus.iter().enumerate().filter(|(index, _)| *index != caller) {
+            self.kick(index);
+            // Whoever comes inside from now on has seen `flush`.
+            while runner.inside.load(Ordering::SeqCst) && runner.flush.load(Ordering::SeqCst) {
+                core::hint::spin_loop();
+            }
+        }
+    }
+
+    /// The vCPU is about to enter; whether it has to flush its translations first.
+    pub(super) fn enters(&self, index: usize) -> bool {
+        let runner = &self.runners[index];
+        runner.inside.store(true, Ordering::SeqCst);
+        // Pairs with `unmap_window`: it sees `inside`, or we see `flush`.
+        runner.flush.swap(false, Ordering::SeqCst)
+    }
+
+    pub(super) fn left(&self, index: usize) {
+        self.runners[index].inside.store(false, Ordering::SeqCst);
     }
 
     pub(super) fn set_cpu(&self, index: usize, cpu: Option<u32>) {
@@ -272,6 +310,13 @@ impl VirtualMachine {
     }
 }
 
+/// A vCPU that no CPU has loaded.
+#[expect(clippy::large_enum_variant, reason = "there is no heap, and it lies in a static")]
+pub(super) enum Parked {
+    VtX(vcpu::Parked),
+    Svm(svm_loop::Parked),
+}
+
 impl Runner {
     const NOWHERE: u32 = u32::MAX;
 
@@ -282,6 +327,8 @@ impl Runner {
             stop: AtomicBool::new(false),
             leave: AtomicBool::new(false),
             parked: Mutex::new(None),
+            inside: AtomicBool::new(false),
+            flush: AtomicBool::new(false),
             program: Mutex::new(None),
             result: Mutex::new(None),
             exits: Mutex::new(None),

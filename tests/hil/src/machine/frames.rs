@@ -28,6 +28,20 @@ impl OwnedFrame {
         self.0.as_ref().map_or(core::ptr::null(), |frame| frame.0.as_ptr())
     }
 
+    /// The eight bytes from `offset` on, as one little-endian word; 0 beyond the end.
+    pub(crate) fn word(&self, offset: usize) -> u64 {
+        let bytes = self.0.as_ref().and_then(|frame| frame.0.get(offset..)?.first_chunk());
+        bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    }
+
+    /// Stores a word; nothing beyond the end.
+    pub(crate) fn set_word(&mut self, offset: usize, value: u64) {
+        let frame = self.0.as_mut();
+        if let Some(bytes) = frame.and_then(|frame| frame.0.get_mut(offset..)?.first_chunk_mut()) {
+            *bytes = value.to_le_bytes();
+        }
+    }
+
     /// Its bytes.
     pub(crate) fn bytes(&mut self) -> &mut [u8] {
         self.0.as_mut().map_or(&mut [], |frame| &mut frame.0)

@@ -36,6 +36,12 @@ impl Exit {
         })
     }
 
+    /// From the words that the control block has for it.
+    pub(crate) fn new(code: u64, info_1: u64, info_2: u64) -> Self {
+        let interrupted = EventInfo { word: 0 };
+        Self { reason: Reason::from(code), info_1, info_2, interrupted, next_rip: 0 }
+    }
+
     /// Of nested page faults: the guest-physical address (APM Vol. 2 15.25.6).
     pub(crate) fn guest_physical(&self) -> u64 {
         self.info_2

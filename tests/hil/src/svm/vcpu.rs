@@ -76,6 +76,11 @@ impl Current<'_> {
         &mut self.vcpu.vmcb
     }
 
+    /// The same, by its words.
+    pub(crate) fn words(&mut self) -> &mut OwnedVmcb {
+        &mut self.vcpu.vmcb
+    }
+
     /// Which RDMSR and WRMSR exit.
     pub(crate) fn msr_permissions(&mut self) -> &mut MsrPermissions {
         &mut self.vcpu.msr_permissions
@@ -98,36 +103,36 @@ impl Current<'_> {
 /// How often each exit reason was seen.
 #[derive(Clone, Debug)]
 pub(crate) struct Exits {
-    /// Codes 000 to 0FF, and 400 to 4FF behind them.
-    counts: [u64; 0x200],
+    /// Codes 000 to 0FF, and 400 to 40F behind them.
+    counts: [u32; 0x110],
 }
 
 impl Exits {
     fn new() -> Self {
-        Self { counts: [0; 0x200] }
+        Self { counts: [0; 0x110] }
     }
 
     pub(super) fn count(&mut self, reason: Reason) {
         if let Some(count) = place(reason).and_then(|place| self.counts.get_mut(place)) {
-            *count += 1;
+            *count = count.wrapping_add(1);
         }
     }
 
     /// All of them.
     pub(crate) fn total(&self) -> u64 {
-        self.counts.iter().sum()
+        self.counts.iter().copied().map(u64::from).sum()
     }
 
     /// Those for one reason.
     pub(crate) fn of(&self, reason: Reason) -> u64 {
-        place(reason).and_then(|place| self.counts.get(place)).copied().unwrap_or(0)
+        place(reason).and_then(|place| self.counts.get(place)).copied().map_or(0, u64::from)
     }
 }
 
 fn place(reason: Reason) -> Option<usize> {
     match reason.code() {
         code @ 0..0x100 => Some(code as usize),
-        code @ 0x400..0x500 => Some(code as usize - 0x300),
+        code @ 0x400..0x410 => Some(code as usize - 0x300),
         _ => None,
     }
 }

@@ -204,6 +204,16 @@ impl OwnedVmcb {
     }
 }
 
+impl avic::Vmcb for OwnedVmcb {
+    fn load(&self, offset: u16) -> u64 {
+        self.0.word(offset.into())
+    }
+
+    fn store(&mut self, offset: u16, value: u64) {
+        self.0.set_word(offset.into(), value);
+    }
+}
+
 impl Deref for OwnedVmcb {
     type Target = Vmcb;
 

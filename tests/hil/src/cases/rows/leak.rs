@@ -160,7 +160,7 @@ pub(super) fn host_x2apic() -> Outcome {
     smp::run_on(cpu, |_| {
         let at = |level| Setting { level, mode: Mode::X2Apic };
         *RESULT.lock() = Some(match physical::mode() {
-            physical::Mode::X2Apic => Level::ALL
+            physical::Mode::X2Apic => Level::VT_X
                 .into_iter()
                 .try_for_each(|level| leak(at(level)))
                 .and_then(|()| unintercepted(at(Level::RegisterVirtualization))),

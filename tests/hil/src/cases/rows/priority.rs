@@ -136,7 +136,8 @@ fn eoi_fate(probe: &Probe, level: bool) -> Fate {
         }
         (Level::VirtualInterruptDelivery | Level::Posted, _) => Fate::Silent,
         (_, Mode::X2Apic) => exit(Reason::Wrmsr),
-        (Level::Emulated | Level::TprShadow, _) => {
+        // Of SVM's levels none comes here.
+        (Level::Emulated | Level::AvicOff | Level::Avic | Level::TprShadow, _) => {
             Fate::Missing { address: apic::DEFAULT_BASE + 0xb0 }
         }
         (Level::ApicAccess, _) => {
