@@ -11,7 +11,7 @@ mod processor;
 mod tables;
 
 use avic::Resources;
-use vlapic_core::Emulated;
+use vlapic_core::{Backend, Emulated};
 use vlapic_svm_loop::{Error, Left, Loop, Plain, Setup, driver};
 
 use super::vm::{Parked as AnyParked, address};
@@ -101,6 +101,7 @@ fn make(
         let vcpu = Vcpu::new(processor, machine.memory_root(), Options::default());
         let mut emulated = Emulated::new(slot, index == 0);
         emulated.set_svr_writes(svr_writes);
+        emulated.apic_mut().bind_upcall(&machine.pending[index]);
         return Ok(Parked {
             vcpu,
             driver: Driver::Plain(Plain(emulated)),
