@@ -10,6 +10,7 @@ mod guest;
 mod hypervisor;
 mod instruction;
 mod machine;
+mod sequences;
 mod svm;
 mod vmx;
 
@@ -51,7 +52,14 @@ extern "C" fn boot_processor(magic: u32, information: u32) -> ! {
 fn run(line: &CommandLine) -> u32 {
     let wanted = |case: &&Case| line.value("case").is_none_or(|part| case.name.contains(part));
     let mut failed = u32::from(!cases::run(line));
-    let groups = [CASES, vmx::smoke::CASES, svm::smoke::CASES, LAST_CASES, cases::LAST_CASES];
+    let groups = [
+        CASES,
+        vmx::smoke::CASES,
+        svm::smoke::CASES,
+        sequences::CASES,
+        LAST_CASES,
+        cases::LAST_CASES,
+    ];
     for case in groups.into_iter().flatten().filter(wanted) {
         if line.has("list") {
             println!("HIL-LIST case={}", case.name);

@@ -197,6 +197,11 @@ impl Context {
         })
     }
 
+    /// Where an exception goes on that the access under way may cause, or a host that skips it; 0 where none is.
+    pub(crate) fn resume_address(&self) -> u64 {
+        self.fixup.load(Ordering::Relaxed)
+    }
+
     /// Physical and linear address.
     pub(super) fn address(&self) -> u64 {
         core::ptr::from_ref(self).expose_provenance() as u64
