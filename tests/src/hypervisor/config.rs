@@ -101,7 +101,7 @@ impl Config {
             wanted: level.wanted(),
             mode: Mode::XApic,
             processor: Capability::full(),
-            knobs: KNOBS,
+            knobs: Knobs::DEFAULT,
             host: HostMode::XApic,
             profile: Profile::intel().with_cmci(false),
             svr_writes: SvrWrites::Exit,
@@ -137,15 +137,3 @@ impl Config {
         Self { seed, ..self }
     }
 }
-
-/// The default readings, as a constant.
-const KNOBS: Knobs = Knobs {
-    svr_writes_never_exit: false,
-    vid_virtualizes_reads: true,
-    ipiv_virtualizes_icr_reads: false,
-    spurious_eoi_is_vector_0: true,
-    xapic_ipiv_checks_reserved: true,
-    ipiv_entry_checks: true,
-    entry_clears_vtpr_upper_bytes: true,
-    tpr_keeps_low_bits: true,
-};

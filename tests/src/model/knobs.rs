@@ -19,6 +19,9 @@ pub struct Knobs {
     pub spurious_eoi_is_vector_0: bool,
     /// A memory-mapped write to the ICR whose reserved bits are not all 0 is not a candidate for IPI virtualization.
     pub xapic_ipiv_checks_reserved: bool,
+    /// Posted-interrupt processing sets RVI to the highest vector in VIRR, where the manual says the higher of RVI and what
+    /// was posted. The two differ only if software left RVI below VIRR.
+    pub posting_rescans_virr: bool,
     /// VM entry checks the PID-pointer table address, and that IPI virtualization comes with the TPR shadow.
     pub ipiv_entry_checks: bool,
     /// VM entry clears bytes 3:1 of VTPR, even if it then fails.
@@ -27,17 +30,23 @@ pub struct Knobs {
     pub tpr_keeps_low_bits: bool,
 }
 
+impl Knobs {
+    /// The newest manual, read literally.
+    pub const DEFAULT: Self = Knobs {
+        svr_writes_never_exit: false,
+        vid_virtualizes_reads: true,
+        ipiv_virtualizes_icr_reads: false,
+        spurious_eoi_is_vector_0: true,
+        xapic_ipiv_checks_reserved: true,
+        posting_rescans_virr: false,
+        ipiv_entry_checks: true,
+        entry_clears_vtpr_upper_bytes: true,
+        tpr_keeps_low_bits: true,
+    };
+}
+
 impl Default for Knobs {
     fn default() -> Self {
-        Knobs {
-            svr_writes_never_exit: false,
-            vid_virtualizes_reads: true,
-            ipiv_virtualizes_icr_reads: false,
-            spurious_eoi_is_vector_0: true,
-            xapic_ipiv_checks_reserved: true,
-            ipiv_entry_checks: true,
-            entry_clears_vtpr_upper_bytes: true,
-            tpr_keeps_low_bits: true,
-        }
+        Self::DEFAULT
     }
 }
