@@ -14,6 +14,12 @@ pub struct Knobs {
     pub vid_virtualizes_reads: bool,
     /// With IPI virtualization alone, reads of page offset 300 are virtualized, as writes to it are.
     pub ipiv_virtualizes_icr_reads: bool,
+    /// Without APIC-register virtualization, a write anywhere in the 16 bytes at page offset 0B0 or 300 is virtualized as one
+    /// to that offset would be. If false only the exact offset is.
+    pub writes_by_slot: bool,
+    /// Virtualized WRMSR 80B and 83F store EDX:EAX in the page. If false the first
+    /// clears its low word, and the second leaves the page alone unless it exits.
+    pub delivery_stores_msrs: bool,
     /// EOI virtualization with SVI = 0 acts on vector 0 and asks bit 0 of the EOI-exit bitmap. If false it changes
     /// nothing but VPPR and never exits.
     pub spurious_eoi_is_vector_0: bool,
@@ -36,6 +42,8 @@ impl Knobs {
         svr_writes_never_exit: false,
         vid_virtualizes_reads: true,
         ipiv_virtualizes_icr_reads: false,
+        writes_by_slot: false,
+        delivery_stores_msrs: true,
         spurious_eoi_is_vector_0: true,
         xapic_ipiv_checks_reserved: true,
         posting_rescans_virr: false,

@@ -119,7 +119,7 @@ pub(super) fn virtualizes_read(controls: &Controls, knobs: &Knobs, access: Acces
 }
 
 /// Whether a write is virtualized: it goes to the virtual-APIC page. Otherwise it exits.
-pub(super) fn virtualizes_write(controls: &Controls, access: Access) -> bool {
+pub(super) fn virtualizes_write(controls: &Controls, knobs: &Knobs, access: Access) -> bool {
     if !controls.tpr_shadow || !access.has_a_shape_to_virtualize() {
         return false;
     }
@@ -129,7 +129,7 @@ pub(super) fn virtualizes_write(controls: &Controls, access: Access) -> bool {
             0x020 | 0x080 | 0x0b0 | 0x0d0 | 0x0e0 | 0x0f0 | 0x280 | 0x300..=0x380 | 0x3e0
         );
     }
-    match access.offset {
+    match if knobs.writes_by_slot { access.slot() } else { access.offset } {
         offset::VTPR => true,
         offset::VEOI => controls.virtual_interrupt_delivery,
         offset::VICR_LO => controls.virtual_interrupt_delivery || controls.ipi_virtualization,
@@ -180,7 +180,7 @@ impl Guest<'_> {
                 }
                 Direction::Write(value)
                     if written.is_none_or(same_place)
-                        && virtualizes_write(&self.controls, access) =>
+                        && virtualizes_write(&self.controls, &self.knobs, access) =>
                 {
                     self.page.store_bytes(access.offset, access.width, value as u32);
                     written = Some(access);

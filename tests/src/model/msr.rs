@@ -3,6 +3,7 @@
 use super::exit::{ExitReason, Outcome, VmExit};
 use super::guest::Guest;
 use super::mmio::is_simple_ipi;
+use super::page::offset;
 use super::physical::PhysicalApic;
 
 /// The MSRs that "virtualize x2APIC mode" looks at.
@@ -52,9 +53,19 @@ impl Guest<'_> {
             }
             Some(true) => Outcome::GeneralProtection,
             Some(false) => {
-                self.page.store_msr(page_offset(msr), value);
+                self.store_msr(msr, value);
                 self.emulate_wrmsr(physical, msr, value).map_or(Outcome::Done, Outcome::Exit)
             }
+        }
+    }
+
+    /// A virtualized WRMSR stores its value.
+    fn store_msr(&mut self, msr: u32, value: u64) {
+        let stores = self.knobs.delivery_stores_msrs;
+        match msr {
+            0x80b if !stores => self.page.store(offset::VEOI, 0),
+            0x83f if !stores && value >> 4 != 0 => {}
+            _ => self.page.store_msr(page_offset(msr), value),
         }
     }
 

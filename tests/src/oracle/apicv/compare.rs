@@ -74,16 +74,8 @@ impl Comparison {
 
 /// The deviations without which the model would not agree.
 fn needed(batch: &Batch, digest: u64) -> Vec<Deviation> {
-    let without = |deviation| {
-        let mut quirks = Quirks::BOCHS;
-        match deviation {
-            Deviation::NoReadsByDelivery => quirks.no_reads_by_delivery = false,
-            Deviation::MaskedAfterEntry => quirks.masked_after_entry = false,
-            Deviation::PostingRescansVirr => quirks.posting_rescans_virr = false,
-        }
-        quirks
-    };
-    let is_needed = |&deviation: &Deviation| replay(batch, without(deviation)).digest() != digest;
+    let is_needed =
+        |&deviation: &Deviation| replay(batch, Quirks::BOCHS.without(deviation)).digest() != digest;
     Deviation::ALL.into_iter().filter(is_needed).collect()
 }
 
@@ -120,19 +112,18 @@ pub fn compare_steps<'l>(
     text.push(format!("step {step}: {:x?}", batch.operations.get(step)));
     text.push(format!("  processor {found}"));
     text.push(format!("  model     {expected}"));
-    text.extend(words(&model, step, &lines));
+    text.extend(words(batch, &model, step, &lines));
     Some(Difference { step, lines: text })
 }
 
 /// The words of the page that the two do not have alike after a step.
-fn words(model: &Replay, step: usize, lines: &[&str]) -> Vec<String> {
+fn words(batch: &Batch, model: &Replay, step: usize, lines: &[&str]) -> Vec<String> {
     let Some(expected) = model.pages.get(step) else { return Vec::new() };
     // Up to the step before they were alike.
     let mut found = match step.checked_sub(1) {
         Some(before) => model.pages[before].clone(),
-        None => Vec::new(),
+        None => first_page(batch),
     };
-    found.resize(expected.len(), 0);
     for line in lines.iter().filter(|line| line.contains("HIL-WORD ")) {
         let read = || {
             let number: usize = value(line, "step")?.parse().ok()?;
@@ -140,7 +131,7 @@ fn words(model: &Replay, step: usize, lines: &[&str]) -> Vec<String> {
             Some((number, offset / 4, u32::from_str_radix(value(line, "word")?, 16).ok()?))
         };
         if let Some((number, index, word)) = read()
-            && (number == step || step == 0)
+            && number == step
             && let Some(slot) = found.get_mut(index)
         {
             *slot = word;
@@ -153,6 +144,16 @@ fn words(model: &Replay, step: usize, lines: &[&str]) -> Vec<String> {
             format!("  page {:03x}: processor {found:08x}, model {expected:08x}", index * 4)
         })
         .collect()
+}
+
+fn first_page(batch: &Batch) -> Vec<u32> {
+    let mut words = Vec::new();
+    batch.initial_page(|offset, word| {
+        if offset < 0x400 {
+            words.push(word);
+        }
+    });
+    words
 }
 
 /// What stands behind `key=`.

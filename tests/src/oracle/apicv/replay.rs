@@ -39,6 +39,8 @@ pub fn replay(batch: &Batch, quirks: Quirks) -> Replay {
     let knobs = Knobs {
         vid_virtualizes_reads: !quirks.no_reads_by_delivery,
         posting_rescans_virr: quirks.posting_rescans_virr,
+        writes_by_slot: quirks.writes_by_slot,
+        delivery_stores_msrs: !quirks.msrs_not_stored,
         ..Knobs::default()
     };
     let mut script = Script::new(batch, &storage, quirks, knobs);
@@ -115,9 +117,7 @@ impl<'m> Script<'m> {
             Operation::ReadCr8 => core.read_cr8(),
             Operation::WriteCr8(value) => core.write_cr8(value),
             Operation::Interrupts(on) => {
-                if on != self.interrupts {
-                    self.unmask();
-                }
+                self.unmask();
                 self.interrupts = on;
                 self.rig.core.set_interrupt_flag(on)
             }
@@ -131,7 +131,11 @@ impl<'m> Script<'m> {
         };
         let (value, fault) = match outcome {
             Outcome::Value(value) => (value, false),
-            Outcome::GeneralProtection => (0, true),
+            Outcome::GeneralProtection => {
+                // The handler's IRET loads RFLAGS.
+                self.unmask();
+                (0, true)
+            }
             Outcome::Exit(exit) => {
                 self.exit(exit);
                 self.enter();
@@ -149,7 +153,8 @@ impl<'m> Script<'m> {
         let mut in_handler = false;
         loop {
             let interrupts = self.interrupts && !in_handler;
-            match self.rig.core.boundary(interrupts, Shadow::None) {
+            let delivers = interrupts || self.delivers_without_if();
+            match self.rig.core.boundary(delivers, Shadow::None) {
                 Outcome::Delivered(vector) => {
                     self.taken.push(vector);
                     self.unmask();
@@ -164,6 +169,13 @@ impl<'m> Script<'m> {
                 _ => return,
             }
         }
+    }
+
+    /// See [`Quirks::delivered_without_if`].
+    fn delivers_without_if(&self) -> bool {
+        self.quirks.delivered_without_if
+            && self.rig.core.recognized()
+            && self.rig.core.physical.pending().is_some()
     }
 
     /// Enters the guest, again after exits that come at once. Whether an event was injected, so that a handler runs.
