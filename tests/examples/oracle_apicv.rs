@@ -1,8 +1,8 @@
-//! The APICv model against what the image observed: `oracle_apicv SEED [SETUP BATCH]`, the image's lines on standard input.
+//! The APICv model against what the image observed: `oracle_apicv LINES SEED [SETUP BATCH]`, where
+//! LINES is a file with the image's lines.
 //!
 //! With a batch named, the lines are those of its steps; otherwise they are the digests of many.
 
-use std::io::{self, Read};
 use std::process::ExitCode;
 
 use vlapic_sequences::vmx::{Batch, Setup};
@@ -10,12 +10,15 @@ use vlapic_tests::oracle::apicv::{Deviation, compare_digests, compare_steps};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let mut text = String::new();
-    if let Err(error) = io::stdin().read_to_string(&mut text) {
-        eprintln!("standard input: {error}");
-        return ExitCode::from(2);
-    }
-    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+    let text = match words.first().map(std::fs::read_to_string) {
+        Some(Ok(text)) => text,
+        Some(Err(error)) => {
+            eprintln!("the image's lines: {error}");
+            return ExitCode::from(2);
+        }
+        None => return usage(),
+    };
+    match words.iter().skip(1).map(String::as_str).collect::<Vec<_>>()[..] {
         [seed] => seed.parse().map_or_else(|_| usage(), |seed| digests(seed, &text)),
         [seed, name, number] => {
             let setup = Setup::ALL.into_iter().find(|setup| setup.name == name);
@@ -31,7 +34,7 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: oracle_apicv SEED [SETUP BATCH]");
+    eprintln!("usage: oracle_apicv LINES SEED [SETUP BATCH]");
     ExitCode::from(2)
 }
 

@@ -139,6 +139,8 @@ pub(crate) struct OracleArgs {
 pub(crate) enum Oracle {
     /// The in-kernel local APIC of Linux, through /dev/kvm
     Kvm,
+    /// The APICv of Bochs against our model of it, with no driver
+    ApicvModel,
 }
 
 #[derive(Debug, Args)]

@@ -15,7 +15,8 @@ pub struct Knobs {
     /// With IPI virtualization alone, reads of page offset 300 are virtualized, as writes to it are.
     pub ipiv_virtualizes_icr_reads: bool,
     /// Without APIC-register virtualization, a write anywhere in the 16 bytes at page offset 0B0 or 300 is virtualized as one
-    /// to that offset would be. If false only the exact offset is.
+    /// to that offset would be. With it, one in the 16 bytes at 310 is treated as one to 310. If
+    /// false only the exact offset counts.
     pub writes_by_slot: bool,
     /// Virtualized WRMSR 80B and 83F store EDX:EAX in the page. If false the first
     /// clears its low word, and the second leaves the page alone unless it exits.

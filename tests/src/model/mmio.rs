@@ -207,7 +207,9 @@ impl Guest<'_> {
                 self.eoi_virtualization()
             }
             offset::VICR_LO => self.emulate_icr_write(physical),
-            offset::VICR_HI => {
+            _ if written == offset::VICR_HI
+                || self.knobs.writes_by_slot && written & !0xf == offset::VICR_HI =>
+            {
                 self.page.store(offset::VICR_HI, self.page.load(offset::VICR_HI) & 0xff00_0000);
                 None
             }

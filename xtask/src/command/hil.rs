@@ -49,10 +49,21 @@ pub(crate) fn run_machine(
     list: bool,
     limits: Limits,
 ) -> Result<Report> {
+    run_words(context, machine, selection, if list { "list" } else { "" }, limits)
+}
+
+/// The same with more words on the image's command line.
+pub(crate) fn run_words(
+    context: &Context,
+    machine: Machine,
+    selection: &Selection,
+    words: &str,
+    limits: Limits,
+) -> Result<Report> {
     let emulator = Emulator::find(machine, &context.workspace)?;
     let built = hil_build::build(&context.workspace)?;
     eprintln!("{}: {}", machine.name(), emulator.describe());
-    let line = command_line(machine, selection, list);
+    let line = command_line(machine, selection, words);
     let report = Report::new(machine.name());
     run_on(&context.workspace, &emulator, &built.image, selection.cpus, &line, limits, report)
 }
@@ -69,12 +80,10 @@ fn list(context: &Context, report: &Report) -> Result<Verdict> {
 }
 
 /// What the image reads at its start: words with spaces between.
-fn command_line(machine: Machine, selection: &Selection, list: bool) -> String {
+fn command_line(machine: Machine, selection: &Selection, more: &str) -> String {
     let mut words = vec![format!("machine={}", machine.name()), format!("cpus={}", selection.cpus)];
     words.extend(selection.case.iter().map(|case| format!("case={case}")));
-    if list {
-        words.push("list".to_owned());
-    }
+    words.extend(more.split_ascii_whitespace().map(str::to_owned));
     words.join(" ")
 }
 
@@ -85,8 +94,10 @@ mod tests {
     #[test]
     fn words() {
         let mut selection = Selection { cpus: 4, case: None };
-        assert_eq!(command_line(Machine::Bochs, &selection, true), "machine=bochs cpus=4 list");
+        assert_eq!(command_line(Machine::Bochs, &selection, "list"), "machine=bochs cpus=4 list");
         selection.case = Some("upcall".to_owned());
-        assert_eq!(command_line(Machine::Kvm, &selection, false), "machine=kvm cpus=4 case=upcall");
+        assert_eq!(command_line(Machine::Kvm, &selection, ""), "machine=kvm cpus=4 case=upcall");
+        let line = command_line(Machine::Bochs, &selection, "seed=1 operations=2");
+        assert_eq!(line, "machine=bochs cpus=4 case=upcall seed=1 operations=2");
     }
 }

@@ -84,6 +84,11 @@ pub(crate) const STAGES: &[Stage] = &[
         work: |context, _| oracle_kvm(context),
     },
     Stage {
+        name: "oracle-apicv-model",
+        about: "the APICv of Bochs against our model of it",
+        work: |context, _| oracle_apicv_model(context),
+    },
+    Stage {
         name: "exhaustive",
         about: "all 2^32 words of ICR against the manuals",
         work: |context, _| Ok(outcome_of(&exhaustive::all_words(context)?)),
@@ -133,6 +138,12 @@ fn codegen(context: &Context) -> Result<Outcome> {
 fn oracle_kvm(context: &Context) -> Result<Outcome> {
     let size = oracle::Size { operations: Some(1_000_000), seed: 1 };
     Ok(outcome_of(&oracle::kvm(context, size)?))
+}
+
+/// A CI-sized run; a fixed seed, so that a failure can be met again.
+fn oracle_apicv_model(context: &Context) -> Result<Outcome> {
+    let size = oracle::Size { operations: Some(100_000), seed: 1 };
+    Ok(outcome_of(&oracle::apicv_model(context, size)?))
 }
 
 /// An oracle is one check.

@@ -40,6 +40,9 @@ pub(crate) struct Report {
     pub(crate) oracles: Vec<Oracle>,
     pub(crate) deviations: Vec<Deviation>,
     pub(crate) mismatches: Vec<Mismatch>,
+    /// What was observed of sequences, line by line.
+    #[serde(skip)]
+    pub(crate) observed: Vec<String>,
     /// What is wrong with the run itself rather than with one case.
     pub(crate) faults: Vec<String>,
     /// The case that was announced and has no result yet.
@@ -102,6 +105,7 @@ impl Report {
             Record::Deviation(deviation) => self.deviations.push(deviation),
             Record::Mismatch(mismatch) => self.mismatches.push(mismatch),
             Record::Log => {}
+            Record::Observed(line) => self.observed.push(line),
             Record::Exit(code) => self.exit = Some(code),
         }
     }

@@ -28,6 +28,8 @@ pub(crate) enum Record {
     Deviation(Deviation),
     Mismatch(Mismatch),
     Log,
+    /// What the image observed of a sequence, for a program that compares it: the whole line.
+    Observed(String),
     Exit(u32),
 }
 
@@ -152,6 +154,7 @@ pub(crate) fn parse_line(line: &str) -> Parsed {
     let (kind, rest) = text.split_once(' ').unwrap_or((text, ""));
     let record = match kind {
         "HIL-LOG" => return Parsed::Record(Record::Log),
+        "HIL-DIGEST" | "HIL-STEP" | "HIL-WORD" => Ok(Record::Observed(text.to_owned())),
         "HIL-EXIT" => rest.trim().parse().map(Record::Exit).map_err(|_| "no exit code".to_owned()),
         "HIL-BEGIN" => Fields::read(rest).and_then(|fields| begin(&fields)),
         "HIL-LIST" => Fields::read(rest).and_then(|fields| fields.text("case")).map(Record::List),
@@ -365,6 +368,8 @@ mod tests {
             matches!(parse_line("HIL-BUG name=D4 note=a b"), Parsed::Record(Record::Bug(b)) if b.note == "a b")
         );
         assert_eq!(parse_line("HIL-LOG anything = at all"), Parsed::Record(Record::Log));
+        let line = "HIL-DIGEST setup=shadow batch=1 digest=12";
+        assert_eq!(parse_line(line), Parsed::Record(Record::Observed(line.to_owned())));
         assert_eq!(parse_line("HIL-EXIT 0"), Parsed::Record(Record::Exit(0)));
     }
 

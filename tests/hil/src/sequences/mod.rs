@@ -17,8 +17,8 @@ use crate::{log, println};
 
 pub(crate) const CASES: &[Case] = &[Case { name: "apicv-model", run }];
 
-/// The operations of a run that is not told how many to make.
-const OPERATIONS: u64 = 20_000;
+/// The operations of a run that is not told how many to make: one batch of each set of controls.
+const OPERATIONS: u64 = (STEPS * Setup::ALL.len()) as u64;
 
 fn run(line: &CommandLine) -> Outcome {
     let seed = line.number("seed").unwrap_or(1);

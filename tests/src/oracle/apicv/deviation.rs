@@ -12,7 +12,7 @@ pub enum Deviation {
     /// A recognized virtual interrupt is delivered in spite of RFLAGS.IF = 0 when a physical interrupt pends.
     DeliveredWithoutIf,
     /// Without register virtualization, a write anywhere in the 16 bytes of 0B0 or 300 is virtualized, not only at the exact
-    /// offset.
+    /// offset; with it, one anywhere in those of 310 clears VICR_HI's low bytes and does not exit.
     WritesBySlot,
     /// WRMSR 80B stores no upper half, and a self-IPI by WRMSR 83F nothing.
     MsrsNotStored,
@@ -46,7 +46,7 @@ impl Deviation {
                 "Bochs: SDM Vol. 3C, virtual-interrupt delivery, asks for RFLAGS.IF = 1 whatever else pends"
             }
             Self::WritesBySlot => {
-                "Bochs: SDM Vol. 3C, writes to the APIC-access page, names page offsets 080, 0B0 and 300"
+                "Bochs: SDM Vol. 3C, writes to the APIC-access page, names exact page offsets"
             }
             Self::MsrsNotStored => {
                 "Bochs: SDM Vol. 3C, virtualizing MSR-based APIC accesses, stores EDX:EAX in the page"

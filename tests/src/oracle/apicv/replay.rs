@@ -41,6 +41,8 @@ pub fn replay(batch: &Batch, quirks: Quirks) -> Replay {
         posting_rescans_virr: quirks.posting_rescans_virr,
         writes_by_slot: quirks.writes_by_slot,
         delivery_stores_msrs: !quirks.msrs_not_stored,
+        // The manual leaves it open, so that it is not a deviation.
+        entry_clears_vtpr_upper_bytes: false,
         ..Knobs::default()
     };
     let mut script = Script::new(batch, &storage, quirks, knobs);

@@ -4,6 +4,7 @@
 //! row in [`ORACLES`], and one subcommand in `cli.rs`. One whose program runs in the image gets its
 //! findings by [`Findings::of_report`].
 
+mod apicv_model;
 mod findings;
 mod kvm;
 
@@ -12,6 +13,7 @@ use anyhow::Result;
 use super::{Context, Verdict};
 use crate::cli::{Oracle, OracleArgs};
 
+pub(crate) use apicv_model::apicv_model;
 pub(crate) use findings::{Findings, write_findings};
 pub(crate) use kvm::kvm;
 
@@ -27,7 +29,7 @@ pub(crate) struct Size {
 type Ask = fn(&Context, Size) -> Result<Findings>;
 
 /// All oracles, in the order of the table.
-const ORACLES: [Ask; 1] = [kvm];
+const ORACLES: [Ask; 2] = [kvm, apicv_model];
 
 pub(crate) fn run(context: &Context, arguments: &OracleArgs) -> Result<Verdict> {
     let size =
@@ -35,6 +37,7 @@ pub(crate) fn run(context: &Context, arguments: &OracleArgs) -> Result<Verdict> 
     let wanted: &[Ask] = match arguments.oracle {
         None => &ORACLES,
         Some(Oracle::Kvm) => &[kvm],
+        Some(Oracle::ApicvModel) => &[apicv_model],
     };
     let findings = wanted.iter().map(|ask| ask(context, size)).collect::<Result<Vec<_>>>()?;
     context.print(&findings, |out| write_findings(out, &findings))?;
