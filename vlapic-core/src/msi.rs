@@ -132,6 +132,9 @@ impl MsiData {
 impl Message {
     /// The message of an MSI; `None` for the de-assertion of a level, which interrupts nobody.
     ///
+    /// Only fixed and lowest-priority interrupts have levels: SMI, NMI, INIT and ExtINT are edges
+    /// whatever the trigger mode says (SDM Vol. 3A 10.11.2).
+    ///
     /// DM counts whatever RH says: the SDM has it ignored with RH clear, real systems do not. RH
     /// turns a fixed interrupt into one for a single destination, which is lowest priority.
     ///
@@ -156,7 +159,9 @@ impl Message {
             7 => Delivery::ExtInt,
             reserved => return Err(MsiError::ReservedDelivery(reserved)),
         };
-        if trigger == Trigger::Level && !data.assert() {
+        let has_level =
+            matches!(delivery, Delivery::Fixed { .. } | Delivery::LowestPriority { .. });
+        if has_level && trigger == Trigger::Level && !data.assert() {
             return Ok(None);
         }
         let target = match width {
@@ -222,6 +227,12 @@ mod tests {
         let asserted = Message { delivery: Delivery::Fixed { vector: 0x55, trigger }, destination };
         assert_eq!(decode(0xFEEF_F004, 0xC055), Ok(Some(asserted)));
         assert_eq!(decode(0xFEEF_F004, 0x8055), Ok(None));
+        // NMI and the like are edges always.
+        for mode in [2u32, 4, 5, 7] {
+            let message = |data: u32| decode(0xFEEF_F004, mode << 8 | data);
+            assert!(matches!(message(0x8055), Ok(Some(_))), "mode {mode}");
+            assert_eq!(message(0x8055), message(0x0055), "mode {mode}");
+        }
         // For an edge the level bit says nothing.
         assert_eq!(decode(0xFEEF_F004, 0x4055), decode(0xFEEF_F004, 0x0055));
     }
