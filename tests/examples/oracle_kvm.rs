@@ -15,7 +15,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let report = match kvm::run(operations, seed, |_| {}) {
+    let report = match kvm::run(operations, seed) {
         Ok(report) => report,
         Err(error @ Unavailable::NoKvm(_)) => {
             println!("SKIPPED {error}");
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     };
     println!("operations {}", report.operations);
     println!("comparisons {}", report.comparisons);
+    eprintln!("by the guest: {}; rounds repeated: {}", report.by_guest, report.repeated);
     for (row, count) in report.deviations.iter() {
         println!("deviation {row:?} {count} {}", row.reason());
     }
@@ -38,10 +39,11 @@ fn main() -> ExitCode {
         }
         Some(mismatch) => {
             println!("mismatches 1");
+            println!("  {}", mismatch.vm);
             for operation in &mismatch.operations {
                 println!("  {operation:x?}");
             }
-            println!("  {:x?}", mismatch.difference);
+            println!("  {:#x?}", mismatch.difference);
             ExitCode::FAILURE
         }
     }

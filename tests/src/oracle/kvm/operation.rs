@@ -1,25 +1,54 @@
 //! What is done to both sides.
 
-use vlapic_core::Register;
-
 /// One operation on one vCPU, or on the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// WRMSR of an x2APIC register.
-    Write {
+    /// WRMSR: an x2APIC register, IA32_APIC_BASE, IA32_TSC_DEADLINE.
+    WriteMsr {
         /// The vCPU.
         vcpu: usize,
-        /// 800 to 8FF.
+        /// Its number.
         msr: u32,
         /// The value.
         value: u64,
+        /// By the guest's instruction; else by ioctl, which for IA32_APIC_BASE obeys other rules.
+        in_guest: bool,
     },
-    /// RDMSR of an x2APIC register.
-    Read {
+    /// RDMSR of one of these.
+    ReadMsr {
         /// The vCPU.
         vcpu: usize,
-        /// 800 to 8FF.
+        /// Its number.
         msr: u32,
+        /// By the guest's instruction.
+        in_guest: bool,
+    },
+    /// A guest's store to memory where an APIC may be.
+    Store {
+        /// The vCPU.
+        vcpu: usize,
+        /// The physical address.
+        address: u32,
+        /// How much of `value`.
+        size: Size,
+        /// The value.
+        value: u32,
+    },
+    /// A guest's load from there.
+    Load {
+        /// The vCPU.
+        vcpu: usize,
+        /// The physical address.
+        address: u32,
+        /// How much.
+        size: Size,
+    },
+    /// MOV to CR8.
+    WriteCr8 {
+        /// The vCPU.
+        vcpu: usize,
+        /// 0 to 15.
+        value: u8,
     },
     /// A device's message.
     Msi {
@@ -33,126 +62,55 @@ pub enum Operation {
         /// The vCPU.
         vcpu: usize,
     },
+    /// IRR, ISR, TMR and TPR are replaced by others, as after a migration.
+    Restore {
+        /// The vCPU.
+        vcpu: usize,
+        /// Where the contents come from.
+        seed: u64,
+    },
+    /// The timer is programmed, expires or not, and is stopped again.
+    Timer {
+        /// The vCPU.
+        vcpu: usize,
+        /// LVT bits 18:17: one-shot, periodic, TSC deadline.
+        mode: u8,
+        /// LVT bits 7:0.
+        vector: u8,
+        /// LVT bit 16.
+        masked: bool,
+        /// The divide configuration.
+        divide: u8,
+        /// It is to expire; else it is far from it.
+        expires: bool,
+    },
 }
 
-/// A small random generator: the sequence is the seed's (xorshift64*).
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
-impl Random {
-    /// The sequence of `seed`.
-    #[must_use]
-    pub const fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
-    }
-
-    /// The next 64 bits.
-    pub fn bits(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    /// A number below `bound`, which is not zero.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        (self.bits() >> 16) % bound
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-
-    fn one_in(&mut self, chances: u64) -> bool {
-        self.below(chances) == 0
-    }
+/// How many bytes a guest's access has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// 1
+    Byte,
+    /// 2
+    Word,
+    /// 4
+    Dword,
 }
-
-const SVR: u32 = Register::Svr.msr();
-const ICR: u32 = Register::IcrLow.msr();
 
 impl Operation {
-    /// The next operation of a sequence on `vcpus` vCPUs.
-    pub fn next(random: &mut Random, vcpus: usize) -> Self {
-        let vcpu = random.below(vcpus as u64) as usize;
-        match random.below(100) {
-            0..30 => Self::Write { vcpu, msr: ICR, value: icr(random, vcpus) },
-            30..42 => Self::Msi { address: msi_address(random, vcpus), data: msi_data(random) },
-            42..60 => Self::Take { vcpu },
-            60..72 => Self::Write { vcpu, msr: Register::Eoi.msr(), value: 0 },
-            72..78 => Self::Write { vcpu, msr: Register::Tpr.msr(), value: random.below(256) },
-            78..81 => {
-                let enable = u64::from(!random.one_in(3)) << 8;
-                Self::Write { vcpu, msr: SVR, value: enable | 0xF0 | random.below(16) }
-            }
-            81..84 => {
-                Self::Write { vcpu, msr: Register::SelfIpi.msr(), value: u64::from(vector(random)) }
-            }
-            84..90 => Self::Read { vcpu, msr: 0x800 + random.below(0x100) as u32 },
-            90..96 => {
-                let msr = 0x800 + random.below(0x40) as u32;
-                Self::Write { vcpu, msr, value: register_value(random, msr) }
-            }
-            _ => {
-                let msr = 0x800 + random.below(0x100) as u32;
-                Self::Write { vcpu, msr, value: 1 << random.below(64) }
-            }
+    /// The vCPU that does it; none for an MSI.
+    #[must_use]
+    pub const fn vcpu(&self) -> Option<usize> {
+        match *self {
+            Self::WriteMsr { vcpu, .. }
+            | Self::ReadMsr { vcpu, .. }
+            | Self::Store { vcpu, .. }
+            | Self::Load { vcpu, .. }
+            | Self::WriteCr8 { vcpu, .. }
+            | Self::Take { vcpu }
+            | Self::Restore { vcpu, .. }
+            | Self::Timer { vcpu, .. } => Some(vcpu),
+            Self::Msi { .. } => None,
         }
-    }
-}
-
-/// Mostly few vectors, so that they meet each other; sometimes any.
-fn vector(random: &mut Random) -> u8 {
-    if random.one_in(4) {
-        random.bits() as u8
-    } else {
-        random.pick(&[0x31, 0x32, 0x41, 0x51, 0x5F, 0x61, 0x92, 0xE0, 0xF3, 0xFF])
-    }
-}
-
-fn destination(random: &mut Random, vcpus: usize, logical: bool) -> u32 {
-    match random.below(8) {
-        0 => 0xFFFF_FFFF,
-        1 => random.bits() as u32,
-        2 => random.below(0x200) as u32,
-        _ if logical => random.below(1 << vcpus) as u32,
-        _ => random.below(vcpus as u64 + 1) as u32,
-    }
-}
-
-fn icr(random: &mut Random, vcpus: usize) -> u64 {
-    let logical = random.one_in(2);
-    let shorthand = random.pick(&[0, 0, 0, 1, 2, 3]);
-    let mode = random.pick(&[0, 0, 0, 0, 0, 0, 4, 1, 2, 3, 7]);
-    let level = u64::from(random.one_in(2)) << 14;
-    let trigger = u64::from(random.one_in(12)) << 15;
-    // Not in the delivery mode: INIT and SIPI would be for a vCPU that runs.
-    let stray = if random.one_in(20) { 1 << random.below(32) & !0x700 } else { 0 };
-    let low = u64::from(vector(random)) | mode << 8 | u64::from(logical) << 11 | level | trigger;
-    u64::from(destination(random, vcpus, logical)) << 32 | low | shorthand << 18 | stray
-}
-
-fn msi_address(random: &mut Random, vcpus: usize) -> u32 {
-    let logical = random.one_in(2);
-    let destination = destination(random, vcpus, logical) & 0xFF;
-    let hint = u32::from(random.one_in(4)) << 3;
-    0xFEE0_0000 | destination << 12 | u32::from(logical) << 2 | hint
-}
-
-fn msi_data(random: &mut Random) -> u32 {
-    let mode = random.pick(&[0, 0, 0, 0, 1]);
-    let level = if random.one_in(3) { 0xC000 } else { 0 };
-    u32::from(vector(random)) | mode << 8 | level
-}
-
-fn register_value(random: &mut Random, msr: u32) -> u64 {
-    match msr {
-        0x830 => 0,
-        // LVT entries and timer: the modes that exist, so that no time passes unseen.
-        0x832 => u64::from(vector(random)) | random.below(2) << 16 | random.below(3) << 17,
-        0x82F | 0x833..=0x837 => u64::from(vector(random)) | random.below(2) << 16,
-        0x838 => random.pick(&[0, 0xFFFF_FFFF]),
-        0x83E => random.below(16) & 0xB,
-        _ => random.bits() & 0x1FF,
     }
 }
