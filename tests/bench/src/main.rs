@@ -6,6 +6,8 @@
 mod contender;
 mod count;
 mod floor;
+mod kernel;
+mod opponent;
 mod peer;
 mod row;
 mod rows;

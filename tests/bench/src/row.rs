@@ -56,11 +56,13 @@ pub(crate) struct Contenders {
     pub(crate) ours: Contender,
     pub(crate) floor: Option<Contender>,
     pub(crate) peer: Option<Contender>,
+    /// The kernel's, by an ioctl.
+    pub(crate) kernel: Option<Contender>,
 }
 
 impl Contenders {
     pub(crate) fn ours(ours: Contender) -> Self {
-        Self { ours, floor: None, peer: None }
+        Self { ours, floor: None, peer: None, kernel: None }
     }
 
     pub(crate) fn floor(mut self, floor: Contender) -> Self {
@@ -68,8 +70,14 @@ impl Contenders {
         self
     }
 
-    pub(crate) fn peer(mut self, peer: Option<Contender>) -> Self {
-        self.peer = peer;
+    pub(crate) fn peer(mut self, peer: Contender) -> Self {
+        self.peer = Some(peer);
+        self
+    }
+
+    /// Where there is a kernel to ask.
+    pub(crate) fn kernel(mut self, kernel: Option<Contender>) -> Self {
+        self.kernel = kernel;
         self
     }
 }

@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::contender::Contender;
-use crate::row::{About, Row};
+use crate::kernel;
+use crate::opponent::{self, stay_on};
+use crate::row::{About, Contenders, Row};
 
 /// How long a chunk is to take: much longer than a look at the clock, much shorter than a turn of the scheduler.
 const CHUNK: Duration = Duration::from_micros(20);
@@ -16,7 +18,10 @@ const CHUNK: Duration = Duration::from_micros(20);
 const LEAST_CHUNKS: usize = 51;
 
 pub(crate) fn run(rows: &[Row], budget: u64, cpu: Option<usize>) -> Result<()> {
-    stay_on(cpu)?;
+    stay_on(cpu).context("cannot stay on a CPU")?;
+    for skipped in [kernel::unavailable(), opponent::unavailable()].into_iter().flatten() {
+        println!("{}", serde_json::json!({ "skipped": skipped }));
+    }
     let clock = clock_cost();
     for row in rows {
         let measured = measure(row, Duration::from_millis(budget), clock);
@@ -33,6 +38,7 @@ struct Measured<'r> {
     ours: Figure,
     floor: Option<Figure>,
     peer: Option<Figure>,
+    kernel: Option<Figure>,
 }
 
 /// What one contender cost, in nanoseconds an operation.
@@ -49,27 +55,21 @@ struct Figure {
 }
 
 fn measure(row: &Row, budget: Duration, clock: Duration) -> Measured<'_> {
-    let contenders = row.contenders();
-    let mut runners = vec![Runner::new(contenders.ours, clock)];
-    let floor = contenders.floor.map(|floor| Runner::new(floor, clock));
-    let has_floor = floor.is_some();
-    runners.extend(floor);
-    runners.extend(contenders.peer.map(|peer| Runner::new(peer, clock)));
+    let Contenders { ours, floor, peer, kernel } = row.contenders();
+    let all = [Some(ours), floor, peer, kernel];
+    let mut runners = all.map(|one| one.map(|contender| Runner::new(contender, clock)));
     let start = Instant::now();
-    let mut first = 0;
-    while start.elapsed() < budget || runners[0].chunks.len() < LEAST_CHUNKS {
+    let mut rounds = 0;
+    while start.elapsed() < budget || rounds < LEAST_CHUNKS {
         // Nobody always follows the same other.
-        for turn in 0..runners.len() {
-            let next = (first + turn) % runners.len();
-            runners[next].chunk();
-        }
-        first += 1;
+        let (before, after) = runners.split_at_mut(rounds % 4);
+        after.iter_mut().chain(before).flatten().for_each(Runner::chunk);
+        rounds += 1;
     }
-    let ours = runners[0].chunks.clone();
-    let mut figures = runners.into_iter().map(|runner| runner.figure(&ours));
-    let ours = figures.next().unwrap_or_else(|| unreachable!("ours is always there"));
-    let floor = if has_floor { figures.next() } else { None };
-    Measured { about: row.about(), ours, floor, peer: figures.next() }
+    let ours = runners[0].as_ref().map_or_else(Vec::new, |ours| ours.chunks.clone());
+    let [its, floor, peer, kernel] = runners.map(|one| one.map(|runner| runner.figure(&ours)));
+    let its = its.unwrap_or_else(|| unreachable!("ours is always there"));
+    Measured { about: row.about(), ours: its, floor, peer, kernel }
 }
 
 /// A contender and how long its chunks took, in nanoseconds an operation.
@@ -145,15 +145,4 @@ fn percentile(sorted: &[f64], percent: usize) -> f64 {
 fn clock_cost() -> Duration {
     let costs: Vec<f64> = (0..10_001).map(|_| Instant::now().elapsed().as_nanos() as f64).collect();
     Duration::from_nanos(percentile(&sorted(costs), 50) as u64)
-}
-
-/// Keeps this thread on one CPU: the last unless `cpu` says another.
-fn stay_on(cpu: Option<usize>) -> Result<()> {
-    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-    let allowed = sched_getaffinity(None).context("sched_getaffinity")?;
-    let last = (0..CpuSet::MAX_CPU).rev().find(|&cpu| allowed.is_set(cpu));
-    let Some(cpu) = cpu.or(last) else { return Ok(()) };
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).with_context(|| format!("cannot stay on CPU {cpu}"))
 }

@@ -6,6 +6,7 @@ use vlapic_core::{DirectInbox, Effect, Fault, LocalApic};
 
 use crate::contender::Contender;
 use crate::floor;
+use crate::kernel;
 use crate::peer::{Peer, PeerWay, peer};
 use crate::row::{Contenders, Mode, Row};
 use crate::subject::{Memory, Msr, Places, Way, carry_out, emulated};
@@ -42,7 +43,7 @@ fn pending<W: PeerWay>() -> Row {
             carry_out(machine.vm, effect, 0);
         });
         let peer = Contender::new("ICR", peer::<W>(), move |peer, _| peer_send::<W>(peer, at, 1));
-        Contenders::ours(ours).floor(floor::locked_or()).peer(Some(peer))
+        Contenders::ours(ours).floor(floor::locked_or()).peer(peer)
     })
     .of_floor(at_scale(8.0))
     .peer_lacks("target neither looked up nor asked whether it accepts")
@@ -74,7 +75,7 @@ fn self_ipi<W: PeerWay>() -> Row {
         let peer = Contender::new("ICR", peer::<W>(), move |peer, _| {
             let _ = black_box(W::peer_write(peer, at.icr_low, COMMAND | SELF));
         });
-        Contenders::ours(ours).floor(floor::locked_or()).peer(Some(peer))
+        Contenders::ours(ours).floor(floor::locked_or()).peer(peer)
     })
     .of_floor(at_scale(6.0))
 }
@@ -88,7 +89,8 @@ fn self_ipi_register() -> [Row; 2] {
         let peer = Contender::new("SELF IPI", peer::<Msr>(), move |peer, _| {
             let _ = black_box(Msr::peer_write(peer, at.self_ipi, 0x61));
         });
-        Contenders::ours(ours).floor(floor::locked_or()).peer(Some(peer))
+        let kernel = kernel::write(at.self_ipi, 0x61);
+        Contenders::ours(ours).floor(floor::locked_or()).peer(peer).kernel(kernel)
     })
     .of_floor(at_scale(6.0));
     let taken = Row::new("ipi", "self-taken", Mode::X2Apic, "SELF IPI, taken, EOI", || {
@@ -112,7 +114,7 @@ fn broadcast<W: PeerWay>() -> Row {
         let peer = Contender::new("ICR", peer::<W>(), move |peer, _| {
             let _ = black_box(W::peer_write(peer, at.icr_low, COMMAND | ALL_BUT_SELF));
         });
-        Contenders::ours(ours).floor(floor::locked_or()).peer(Some(peer))
+        Contenders::ours(ours).floor(floor::locked_or()).peer(peer)
     })
     .of_floor(at_scale(22.0))
     .peer_lacks("targets neither looked up nor asked whether they accept")

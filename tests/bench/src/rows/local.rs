@@ -6,8 +6,9 @@ use vlapic_core::{Bank, Register, Trigger};
 
 use crate::contender::Contender;
 use crate::floor;
+use crate::kernel;
 use crate::peer::{PeerWay, peer};
-use crate::row::{Contenders, Row};
+use crate::row::{Contenders, Mode, Row};
 use crate::subject::{Memory, Msr, Places, emulated_one};
 
 pub(super) fn rows() -> Vec<Row> {
@@ -47,7 +48,7 @@ fn edge<W: PeerWay>() -> Row {
             peer.accept_interrupt(black_box(0x61), false);
             let _ = black_box(W::peer_write(peer, at.eoi, 0));
         });
-        Contenders::ours(ours).floor(floor::locked_or()).peer(Some(peer))
+        Contenders::ours(ours).floor(floor::locked_or()).peer(peer)
     })
     .of_floor(EDGE)
     .peer_lacks("no IRR, no priority check, no atomics")
@@ -68,7 +69,7 @@ fn level<W: PeerWay>() -> Row {
             peer.accept_interrupt(black_box(0x61), true);
             black_box(peer.handle_eoi());
         });
-        Contenders::ours(ours).floor(floor::locked_or()).peer(Some(peer))
+        Contenders::ours(ours).floor(floor::locked_or()).peer(peer)
     })
     .peer_lacks("no IRR, no priority check, no atomics; EOI by a call, its register tells nobody")
 }
@@ -85,7 +86,8 @@ fn read<W: PeerWay>(name: &str, register: Register, what: &'static str) -> Row {
         let peer = Contender::new("read", peer::<W>(), move |peer, _| {
             let _ = black_box(W::peer_read(peer, place));
         });
-        Contenders::ours(ours).floor(floor::page_load()).peer(Some(peer))
+        let kernel = (W::MODE == Mode::X2Apic).then(|| kernel::read(place)).flatten();
+        Contenders::ours(ours).floor(floor::page_load()).peer(peer).kernel(kernel)
     })
     .of_floor(2.0)
 }
@@ -106,7 +108,8 @@ fn tpr<W: PeerWay>() -> Row {
             let _ = black_box(W::peer_write(peer, at.tpr, u64::from(index & 0x70)));
             let _ = black_box(W::peer_read(peer, ppr));
         });
-        Contenders::ours(ours).floor(floor::locked_or()).peer(Some(peer))
+        let kernel = (W::MODE == Mode::X2Apic).then(|| kernel::write(at.tpr, 0x20)).flatten();
+        Contenders::ours(ours).floor(floor::locked_or()).peer(peer).kernel(kernel)
     })
     .of_floor(TPR)
     .peer_lacks("PPR does not follow TPR")

@@ -8,6 +8,7 @@ mod local;
 mod posting;
 mod routing;
 mod state;
+mod threads;
 mod upcall;
 
 use crate::row::Row;
@@ -24,6 +25,7 @@ pub(crate) fn all() -> Vec<Row> {
         amd::rows(),
         upcall::rows(),
         state::rows(),
+        threads::rows(),
     ];
     groups.into_iter().flatten().collect()
 }

@@ -6,6 +6,7 @@ use vlapic_core::state;
 
 use crate::contender::Contender;
 use crate::floor;
+use crate::kernel;
 use crate::row::{Contenders, Mode, Row};
 use crate::subject::{NOW, emulated_one};
 
@@ -16,7 +17,7 @@ pub(super) fn rows() -> Vec<Row> {
             apic.export_state(black_box(NOW), bytes);
             black_box(bytes);
         });
-        Contenders::ours(ours).floor(floor::copy_of(state::STATE_LENGTH))
+        Contenders::ours(ours).floor(floor::copy_of(state::STATE_LENGTH)).kernel(kernel::export())
     });
     let import = Row::new("state", "import", Mode::X2Apic, "import, our format", || {
         let mut bytes = [0; state::STATE_LENGTH];
@@ -26,7 +27,7 @@ pub(super) fn rows() -> Vec<Row> {
             let imported = apic.import_state(black_box(NOW), black_box(bytes));
             let _ = black_box(imported);
         });
-        Contenders::ours(ours).floor(floor::copy_of(state::STATE_LENGTH))
+        Contenders::ours(ours).floor(floor::copy_of(state::STATE_LENGTH)).kernel(kernel::import())
     });
     vec![export, import]
 }

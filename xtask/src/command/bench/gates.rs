@@ -76,6 +76,7 @@ pub(super) fn bless(context: &Context, program: &Program) -> Result<Verdict> {
 
 fn compare(baseline: &Baseline, rows: &[Count]) -> Gates {
     let mut gates = Gates::default();
+    let mut shrunk = 0;
     for row in rows {
         let Some(&before) = baseline.rows.get(&row.id) else {
             gates.failures.push(format!(
@@ -95,7 +96,13 @@ fn compare(baseline: &Baseline, rows: &[Count]) -> Gates {
             ));
         } else {
             gates.passed += 1;
+            shrunk += usize::from(row.instructions < before * (1.0 - baseline.tolerance));
         }
+    }
+    if shrunk > 0 {
+        eprintln!(
+            "{shrunk} rows are well below their numbers: `cargo xtask bench --bless` keeps them there"
+        );
     }
     for id in baseline.rows.keys().filter(|id| !rows.iter().any(|row| row.id == **id)) {
         gates.failures.push(format!("{id}: in the repository, but there is no such row any more"));

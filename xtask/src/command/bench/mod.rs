@@ -14,7 +14,7 @@ use crate::cli::BenchArgs;
 use crate::progress::Steps;
 
 pub(crate) use gates::check;
-use results::Results;
+use results::{Line, Results};
 
 pub(crate) fn run(context: &Context, arguments: &BenchArgs) -> Result<Verdict> {
     let workspace = &context.workspace;
@@ -35,9 +35,12 @@ pub(crate) fn run(context: &Context, arguments: &BenchArgs) -> Result<Verdict> {
     }
     let mut results = Results::of_this_machine();
     let mut steps = Steps::start("bench", about.len() as u64);
-    program.time(&arguments.filter, arguments.budget, |row| {
-        steps.done(&row.id);
-        results.rows.push(row);
+    program.time(&arguments.filter, arguments.budget, |line| match line {
+        Line::Skipped { skipped } => results.skipped.push(skipped),
+        Line::Row(row) => {
+            steps.done(&row.id);
+            results.rows.push(*row);
+        }
     })?;
     drop(steps);
     match counts::count(workspace, &program, &arguments.filter)? {

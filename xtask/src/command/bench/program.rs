@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use serde::de::DeserializeOwned;
 
-use super::results::{About, Row};
+use super::results::{About, Line};
 use crate::command::Failed;
 use crate::process::{Group, run_logged};
 use crate::workspace::Workspace;
@@ -43,7 +43,7 @@ impl Program {
     }
 
     /// Times those rows, each for `budget` milliseconds.
-    pub(super) fn time(&self, filter: &str, budget: u64, take: impl FnMut(Row)) -> Result<()> {
+    pub(super) fn time(&self, filter: &str, budget: u64, take: impl FnMut(Line)) -> Result<()> {
         self.run(&["time", "--filter", filter, "--budget", &budget.to_string()], take)
     }
 

@@ -42,6 +42,9 @@ pub(super) struct Row {
     pub(super) ours: Figure,
     pub(super) floor: Option<Figure>,
     pub(super) peer: Option<Figure>,
+    /// The kernel's local APIC, one ioctl an operation.
+    #[serde(default)]
+    pub(super) kernel: Option<Figure>,
     /// Instructions an operation of ours.
     #[serde(default)]
     pub(super) instructions: Option<f64>,
@@ -53,6 +56,14 @@ impl std::ops::Deref for Row {
     fn deref(&self) -> &About {
         &self.about
     }
+}
+
+/// A line of the measuring program.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Line {
+    Skipped { skipped: String },
+    Row(Box<Row>),
 }
 
 /// What a contender cost, in nanoseconds an operation.
@@ -177,6 +188,7 @@ mod tests {
             ours: figure(1.0),
             floor: Some(figure(1.21)),
             peer: Some(figure(0.5)),
+            kernel: None,
             instructions: None,
         };
         assert_eq!(

@@ -29,6 +29,9 @@ pub(super) fn write(
     for (mark, lacks) in notes(results).iter().enumerate() {
         writeln!(out, "({}) the peer: {lacks}", mark + 1)?;
     }
+    if results.rows.iter().any(|row| row.kernel.is_some()) {
+        writeln!(out, "The kernel's local APIC, one ioctl an operation:\n{}", kernel(results))?;
+    }
     for skipped in &results.skipped {
         writeln!(out, "skipped {skipped}")?;
     }
@@ -65,6 +68,26 @@ fn table(results: &Results, before: Option<&Results>) -> Table {
         if let Some(column) = table.column_mut(index) {
             column.set_cell_alignment(CellAlignment::Right);
         }
+    }
+    table
+}
+
+fn kernel(results: &Results) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_header(["operation", "ours", "ioctl", "kernel", "kernel / ours"]);
+    for row in &results.rows {
+        let Some(kernel) = &row.kernel else { continue };
+        table.add_row([
+            row.what.clone(),
+            nanoseconds(row.ours.median),
+            kernel.what.clone(),
+            nanoseconds(kernel.median),
+            format!("{:.0}", 1.0 / kernel.ratio),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
     }
     table
 }
