@@ -154,7 +154,7 @@ const PPR: [u64; 4] = msrs(&[(0x0a, 0x0a)]);
 const EOI_AND_SELF_IPI: [u64; 4] = msrs(&[(0x0b, 0x0b), (0x3f, 0x3f)]);
 const ICR: [u64; 4] = msrs(&[(0x30, 0x30)]);
 
-const fn allowed(features: Features, mode: Mode) -> Allowed {
+fn allowed(features: Features, mode: Mode) -> Allowed {
     let mut allowed = NOTHING;
     // Without the control, every access let through would be the physical APIC's.
     if !features.contains(Feature::X2Apic) || !matches!(mode, Mode::X2Apic) {

@@ -4,6 +4,37 @@ use core::fmt;
 
 use crate::capability::Capabilities;
 
+/// A set of [`Feature`]s.
+pub type Features = vlapic_core::Features<Feature>;
+
+/// What a hypervisor asks for.
+///
+/// [`up_to`](vlapic_core::Wanted::up_to) names the fall-back levels, each with all that the one before it
+/// has:
+///
+/// | up to | is |
+/// |---|---|
+/// | [`Feature::TprShadow`] | nothing but the TPR shadow |
+/// | [`Feature::X2Apic`] | and accesses to the register window or MSRs, of which TPR needs no exit |
+/// | [`Feature::RegisterVirtualization`] | and registers read without exits and written with APIC-write exits |
+/// | [`Feature::VirtualInterruptDelivery`] | and virtual interrupts delivered and ended without exits |
+/// | [`Feature::PostedInterrupts`] | and interrupts posted to a running vCPU without exits |
+/// | [`Feature::IpiVirtualization`] | and IPIs sent without exits: everything |
+///
+/// ```
+/// use apicv::{Feature, Wanted};
+///
+/// let wanted = Wanted::ALL.without(Feature::IpiVirtualization);
+/// assert_eq!(wanted, Wanted::up_to(Feature::PostedInterrupts));
+/// ```
+pub type Wanted = vlapic_core::Wanted<Feature>;
+
+/// What came of a negotiation.
+pub type Grant = vlapic_core::Grant<Feature>;
+
+/// Why a feature is not granted.
+pub type Reason = vlapic_core::Reason<Feature>;
+
 /// Grants of `wanted` what `caps` can do, with a reason for each thing refused.
 ///
 /// Dependencies (SDM Vol. 3C 26.2.1.1, "VM-Execution Control Fields"): everything but APIC accesses
@@ -11,55 +42,33 @@ use crate::capability::Capabilities;
 /// granted only on top of posted interrupts, because it posts into descriptors.
 #[must_use]
 pub fn negotiate(wanted: Wanted, caps: &Capabilities) -> Grant {
-    let mut grant =
-        Grant { features: Features::NONE, reasons: [Reason::NotWanted; Feature::COUNT] };
-    // In the order of `ALL`, in which each comes after what it depends on.
-    for feature in Feature::ALL {
-        match refusal(feature, wanted, caps, grant.features) {
-            None => grant.features = grant.features.with(feature),
-            Some(reason) => grant.reasons[feature as usize] = reason,
-        }
-    }
-    grant
+    Grant::negotiate(wanted, |feature, granted| refusal(feature, caps, granted))
 }
 
-fn refusal(
-    feature: Feature,
-    wanted: Wanted,
-    caps: &Capabilities,
-    granted: Features,
-) -> Option<Reason> {
-    if !wanted.contains(feature) {
-        return Some(Reason::NotWanted);
-    }
+fn refusal(feature: Feature, caps: &Capabilities, granted: Features) -> Option<Reason> {
     if !caps.supports(feature) {
         return Some(Reason::NotSupported);
     }
-    let needs: &[(bool, Reason)] = match feature {
-        Feature::TprShadow | Feature::ApicAccess => &[],
-        Feature::X2Apic => &[
-            (granted.contains(Feature::TprShadow), Reason::NeedsTprShadow),
-            (caps.has_msr_bitmaps(), Reason::NeedsMsrBitmaps),
-        ],
-        Feature::RegisterVirtualization => {
-            &[(granted.contains(Feature::TprShadow), Reason::NeedsTprShadow)]
+    let needs = |other| (granted.contains(other), Reason::Needs(other));
+    let unless = |met, obstacle| (met, Reason::Obstacle(obstacle));
+    let met = (true, Reason::NotWanted);
+    let conditions = match feature {
+        Feature::TprShadow | Feature::ApicAccess => [met, met],
+        Feature::X2Apic => {
+            [needs(Feature::TprShadow), unless(caps.has_msr_bitmaps(), Obstacle::MsrBitmaps)]
         }
-        Feature::VirtualInterruptDelivery => &[
-            (granted.contains(Feature::TprShadow), Reason::NeedsTprShadow),
-            (caps.has_external_interrupt_exiting(), Reason::NeedsExternalInterruptExiting),
+        Feature::RegisterVirtualization => [needs(Feature::TprShadow), met],
+        Feature::VirtualInterruptDelivery => [
+            needs(Feature::TprShadow),
+            unless(caps.has_external_interrupt_exiting(), Obstacle::ExternalInterruptExiting),
         ],
-        Feature::PostedInterrupts => &[
-            (
-                granted.contains(Feature::VirtualInterruptDelivery),
-                Reason::NeedsVirtualInterruptDelivery,
-            ),
-            (caps.has_acknowledge_on_exit(), Reason::NeedsAcknowledgeOnExit),
+        Feature::PostedInterrupts => [
+            needs(Feature::VirtualInterruptDelivery),
+            unless(caps.has_acknowledge_on_exit(), Obstacle::AcknowledgeOnExit),
         ],
-        Feature::IpiVirtualization => {
-            &[(granted.contains(Feature::PostedInterrupts), Reason::NeedsPostedInterrupts)]
-        }
+        Feature::IpiVirtualization => [needs(Feature::PostedInterrupts), met],
     };
-    needs.iter().find(|(met, _)| !met).map(|(_, reason)| *reason)
+    conditions.into_iter().find(|(met, _)| !met).map(|(_, reason)| reason)
 }
 
 /// One thing that the processor can do for a vCPU's local APIC.
@@ -96,9 +105,16 @@ impl Feature {
         Self::PostedInterrupts,
         Self::IpiVirtualization,
     ];
+}
 
-    const fn bit(self) -> u8 {
-        1 << self as u8
+impl vlapic_core::Feature for Feature {
+    type Obstacle = Obstacle;
+
+    const ALL: &'static [Self] = &Self::ALL;
+
+    #[inline]
+    fn index(self) -> usize {
+        self as usize
     }
 }
 
@@ -116,228 +132,24 @@ impl fmt::Display for Feature {
     }
 }
 
-/// A set of [`Feature`]s.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Features(u8);
-
-impl Features {
-    /// The empty set: every register access is emulated.
-    pub const NONE: Self = Self(0);
-
-    /// Whether `feature` is in the set.
-    #[inline]
-    #[must_use]
-    pub const fn contains(self, feature: Feature) -> bool {
-        self.0 & feature.bit() != 0
-    }
-
-    /// Whether every feature of `other` is in the set.
-    #[must_use]
-    pub const fn contains_all(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Whether the set is empty.
-    #[must_use]
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    /// The set and `feature`.
-    #[must_use]
-    pub const fn with(self, feature: Feature) -> Self {
-        Self(self.0 | feature.bit())
-    }
-
-    /// The set less `feature`.
-    #[must_use]
-    pub const fn without(self, feature: Feature) -> Self {
-        Self(self.0 & !feature.bit())
-    }
-
-    /// The members, in the order of [`Feature::ALL`].
-    pub fn iter(self) -> impl Iterator<Item = Feature> {
-        Feature::ALL.into_iter().filter(move |feature| self.contains(*feature))
-    }
-}
-
-impl FromIterator<Feature> for Features {
-    fn from_iter<I: IntoIterator<Item = Feature>>(features: I) -> Self {
-        features.into_iter().fold(Self::NONE, Self::with)
-    }
-}
-
-impl fmt::Debug for Features {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.iter()).finish()
-    }
-}
-
-/// The names, separated by commas, or `none`.
-impl fmt::Display for Features {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_empty() {
-            return f.write_str("none");
-        }
-        for (index, feature) in self.iter().enumerate() {
-            if index > 0 {
-                f.write_str(",")?;
-            }
-            write!(f, "{feature}")?;
-        }
-        Ok(())
-    }
-}
-
-/// What a hypervisor asks for. The constants are the fall-back levels, each with all that the one
-/// before it has.
-///
-/// ```
-/// use apicv::{Feature, Wanted};
-///
-/// let wanted = Wanted::ALL.without(Feature::IpiVirtualization);
-/// assert_eq!(wanted, Wanted::POSTED_INTERRUPTS);
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted(Features);
-
-impl Wanted {
-    /// Nothing: pure emulation.
-    pub const NONE: Self = Self(Features::NONE);
-
-    /// Nothing but the TPR shadow.
-    pub const TPR_SHADOW: Self = Self::NONE.with(Feature::TprShadow);
-
-    /// And accesses to the register window or MSRs, of which TPR needs no exit.
-    pub const APIC_ACCESS: Self = Self::TPR_SHADOW.with(Feature::ApicAccess).with(Feature::X2Apic);
-
-    /// And registers read without exits and written with APIC-write exits.
-    pub const REGISTER_VIRTUALIZATION: Self =
-        Self::APIC_ACCESS.with(Feature::RegisterVirtualization);
-
-    /// And virtual interrupts delivered and ended without exits.
-    pub const VIRTUAL_INTERRUPT_DELIVERY: Self =
-        Self::REGISTER_VIRTUALIZATION.with(Feature::VirtualInterruptDelivery);
-
-    /// And interrupts posted to a running vCPU without exits.
-    pub const POSTED_INTERRUPTS: Self =
-        Self::VIRTUAL_INTERRUPT_DELIVERY.with(Feature::PostedInterrupts);
-
-    /// And IPIs sent without exits: everything.
-    pub const ALL: Self = Self::POSTED_INTERRUPTS.with(Feature::IpiVirtualization);
-
-    /// Also `feature`.
-    #[must_use]
-    pub const fn with(self, feature: Feature) -> Self {
-        Self(self.0.with(feature))
-    }
-
-    /// Not `feature`. What depends on it is then refused, and says so.
-    #[must_use]
-    pub const fn without(self, feature: Feature) -> Self {
-        Self(self.0.without(feature))
-    }
-
-    /// Whether `feature` is asked for.
-    #[must_use]
-    pub const fn contains(self, feature: Feature) -> bool {
-        self.0.contains(feature)
-    }
-
-    /// What is asked for, as a set.
-    #[must_use]
-    pub const fn features(self) -> Features {
-        self.0
-    }
-}
-
-impl From<Features> for Wanted {
-    fn from(features: Features) -> Self {
-        Self(features)
-    }
-}
-
-/// What came of a negotiation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grant {
-    pub(crate) features: Features,
-    /// By feature; without meaning for one that is granted.
-    reasons: [Reason; Feature::COUNT],
-}
-
-impl Grant {
-    /// Nothing granted, nothing asked: pure emulation.
-    #[must_use]
-    pub const fn emulated() -> Self {
-        Self { features: Features::NONE, reasons: [Reason::NotWanted; Feature::COUNT] }
-    }
-
-    /// What is granted.
-    #[must_use]
-    pub const fn features(&self) -> Features {
-        self.features
-    }
-
-    /// Why `feature` is not granted, or `None` if it is.
-    #[must_use]
-    pub fn reason(&self, feature: Feature) -> Option<Reason> {
-        let refused = !self.features.contains(feature);
-        refused.then(|| self.reasons[feature as usize])
-    }
-
-    /// What was asked for and refused, with the reasons.
-    pub fn refused(&self) -> impl Iterator<Item = (Feature, Reason)> + '_ {
-        let all = Feature::ALL.into_iter();
-        all.filter_map(|feature| self.reason(feature).map(|reason| (feature, reason)))
-            .filter(|(_, reason)| *reason != Reason::NotWanted)
-    }
-}
-
-/// One line: what is granted, then each refusal with its reason.
-impl fmt::Display for Grant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "granted: {}", self.features)?;
-        for (index, (feature, reason)) in self.refused().enumerate() {
-            f.write_str(if index == 0 { "; refused: " } else { ", " })?;
-            write!(f, "{feature} ({reason})")?;
-        }
-        Ok(())
-    }
-}
-
-/// Why a feature is not granted.
+/// What the processor lacks besides the feature itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Reason {
-    /// It was not asked for.
-    NotWanted,
-    /// The processor has no such control.
-    NotSupported,
-    /// The TPR shadow was not granted.
-    NeedsTprShadow,
-    /// Virtual-interrupt delivery was not granted.
-    NeedsVirtualInterruptDelivery,
-    /// Posted interrupts were not granted.
-    NeedsPostedInterrupts,
-    /// The processor cannot make external interrupts exit.
-    NeedsExternalInterruptExiting,
-    /// The processor cannot acknowledge an interrupt on exit.
-    NeedsAcknowledgeOnExit,
-    /// The processor has no MSR bitmaps, without which every MSR access exits.
-    NeedsMsrBitmaps,
+pub enum Obstacle {
+    /// It cannot make external interrupts exit.
+    ExternalInterruptExiting,
+    /// It cannot acknowledge an interrupt on exit.
+    AcknowledgeOnExit,
+    /// It has no MSR bitmaps, without which every MSR access exits.
+    MsrBitmaps,
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NotWanted => "not asked for",
-            Self::NotSupported => "not supported by the processor",
-            Self::NeedsTprShadow => "needs the TPR shadow",
-            Self::NeedsVirtualInterruptDelivery => "needs virtual-interrupt delivery",
-            Self::NeedsPostedInterrupts => "needs posted interrupts",
-            Self::NeedsExternalInterruptExiting => "needs external-interrupt exiting",
-            Self::NeedsAcknowledgeOnExit => "needs acknowledge-interrupt-on-exit",
-            Self::NeedsMsrBitmaps => "needs MSR bitmaps",
+            Self::ExternalInterruptExiting => "needs external-interrupt exiting",
+            Self::AcknowledgeOnExit => "needs acknowledge-interrupt-on-exit",
+            Self::MsrBitmaps => "needs MSR bitmaps",
         })
     }
 }

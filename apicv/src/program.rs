@@ -118,10 +118,7 @@ pub(crate) fn check_all_modes(
     let old = ControlSet::read(vmcs)?;
     check_controls(&old.with_features(features, Mode::XApic, caps), caps)?;
     check_controls(&old.with_features(features, Mode::X2Apic, caps), caps)?;
-    let shadow = match features.contains(Feature::TprShadow) {
-        true => Features::NONE.with(Feature::TprShadow),
-        false => Features::NONE,
-    };
+    let shadow = Features::up_to(Feature::TprShadow).intersection(features);
     check_controls(&old.with_features(shadow, Mode::Disabled, caps), caps)
 }
 

@@ -1,6 +1,8 @@
 //! A vCPU's local APIC under APICv, in the hands of the CPU that runs it.
 
-use vlapic_core::{Backend, Entry, EntryInput, ExitOutcome, LocalApic, Mode, Slot, SvrWrites};
+use vlapic_core::{
+    Backend, Configure, Entry, EntryInput, ExitOutcome, LocalApic, Mode, Slot, SvrWrites,
+};
 use vlapic_hal::{Vmcs, VmcsError};
 
 use crate::cached::Cached;
@@ -201,10 +203,7 @@ impl<'s> Vcpu<'s> {
     #[inline]
     pub(crate) fn active_features(&self) -> Features {
         match self.apic.slot().mode() {
-            Mode::Disabled if self.features.contains(Feature::TprShadow) => {
-                Features::NONE.with(Feature::TprShadow)
-            }
-            Mode::Disabled => Features::NONE,
+            Mode::Disabled => Features::up_to(Feature::TprShadow).intersection(self.features),
             Mode::XApic => self.features.without(Feature::X2Apic),
             Mode::X2Apic => self.features.without(Feature::ApicAccess),
         }
@@ -252,6 +251,27 @@ impl<'s, V: Vmcs> Backend<'s, V> for Vcpu<'s> {
 
     fn preempt(&mut self) {
         self.apic.slot().inbox().preempt();
+    }
+}
+
+impl<'s, V: Vmcs> Configure<'s, V> for Vcpu<'s> {
+    type Feature = Feature;
+    type Capabilities = Capabilities;
+    type Resources = Addresses<'s>;
+    type ConfigureError = ProgramError;
+
+    fn configure(
+        &mut self,
+        vmcs: &mut V,
+        capabilities: &Capabilities,
+        wanted: Wanted,
+        addresses: Addresses<'s>,
+    ) -> Result<Grant, ProgramError> {
+        self.configure(vmcs, capabilities, wanted, &addresses)
+    }
+
+    fn set_svr_writes(&mut self, svr_writes: SvrWrites) {
+        self.set_svr_writes(svr_writes);
     }
 }
 

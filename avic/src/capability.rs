@@ -1,6 +1,9 @@
 //! What this processor's SVM can do for interrupts.
 
+use core::convert::Infallible;
+
 use bit_field::BitField;
+use vlapic_core::Probe;
 use vlapic_hal::{CpuFeatures, Cpuid, Vendor};
 
 /// What CPUID says about AVIC and about what it stands on (APM Vol. 3, leaf 8000_000A). Whether
@@ -86,6 +89,15 @@ impl Capabilities {
             (true, false) => Some(0x1ff),
             (true, true) => Some(0xfff),
         }
+    }
+}
+
+/// As [`Capabilities::detect`]: a processor without SVM has nothing, which is no error.
+impl<M: Cpuid + ?Sized> Probe<M> for Capabilities {
+    type Error = Infallible;
+
+    fn probe(machine: &M) -> Result<Self, Infallible> {
+        Ok(Self::detect(machine))
     }
 }
 

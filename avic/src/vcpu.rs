@@ -3,16 +3,17 @@
 use core::convert::Infallible;
 
 use vlapic_core::{
-    Backend, Entry, EntryInput, ExitOutcome, LocalApic, Mode, Register, Slot, SvrWrites,
+    Backend, Configure, Entry, EntryInput, ExitOutcome, LocalApic, Mode, Register, Slot, SvrWrites,
 };
 
 use crate::backing::{Backing, Whereabouts};
 use crate::capability::Capabilities;
 use crate::exit::Exit;
 use crate::face::Face;
+use crate::host::{Host, Trust};
 use crate::inhibit::{Inhibit, Inhibits};
 use crate::msr_permissions::MsrPermissions;
-use crate::negotiate::{Feature, Features, Grant, Host, Trust, Wanted, negotiate};
+use crate::negotiate::{Feature, Features, Grant, Wanted, negotiate};
 use crate::routing::{Addressing, Survey};
 use crate::shared::Shared;
 use crate::vmcb::{Field, Fields, InterruptControl, Vmcb};
@@ -59,6 +60,8 @@ pub struct Resources<'s> {
     /// are flushed whenever the vCPU comes to a CPU in xAPIC mode, because another may have left
     /// its own of the register window there (APM Vol. 2 15.29.4.3).
     pub private_asid: bool,
+    /// What the host is like.
+    pub host: Host,
 }
 
 impl<'s> Vcpu<'s> {
@@ -143,14 +146,13 @@ impl<'s> Vcpu<'s> {
         &mut self,
         vmcb: &mut V,
         capabilities: &Capabilities,
-        host: &Host,
         wanted: Wanted,
         resources: Resources<'s>,
     ) -> Grant {
-        let grant = negotiate(wanted, capabilities, host);
+        let grant = negotiate(wanted, capabilities, &resources.host);
         self.withdraw_objection();
         self.features = grant.features();
-        self.trust = host.trust;
+        self.trust = resources.host.trust;
         self.resources = Some(resources);
         let control = vmcb
             .interrupt_control()
@@ -284,5 +286,26 @@ impl<'s, V: Vmcb + ?Sized> Backend<'s, V> for Vcpu<'s> {
 
     fn preempt(&mut self) {
         self.preempt();
+    }
+}
+
+impl<'s, V: Vmcb + ?Sized> Configure<'s, V> for Vcpu<'s> {
+    type Feature = Feature;
+    type Capabilities = Capabilities;
+    type Resources = Resources<'s>;
+    type ConfigureError = Infallible;
+
+    fn configure(
+        &mut self,
+        vmcb: &mut V,
+        capabilities: &Capabilities,
+        wanted: Wanted,
+        resources: Resources<'s>,
+    ) -> Result<Grant, Infallible> {
+        Ok(self.configure(vmcb, capabilities, wanted, resources))
+    }
+
+    fn set_svr_writes(&mut self, svr_writes: SvrWrites) {
+        self.set_svr_writes(svr_writes);
     }
 }

@@ -10,11 +10,11 @@ use vlapic_tests::steps::Subject;
 
 /// Columns of the tables: APIC accesses alone; with virtual-interrupt delivery; with register virtualization; with both.
 fn columns() -> [Wanted; 4] {
-    let delivery = Wanted::VIRTUAL_INTERRUPT_DELIVERY;
+    let delivery = Wanted::up_to(Feature::VirtualInterruptDelivery);
     [
-        Wanted::APIC_ACCESS,
+        Wanted::up_to(Feature::X2Apic),
         delivery.without(Feature::RegisterVirtualization),
-        Wanted::REGISTER_VIRTUALIZATION,
+        Wanted::up_to(Feature::RegisterVirtualization),
         delivery,
     ]
 }

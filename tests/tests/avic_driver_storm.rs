@@ -206,8 +206,9 @@ impl Storm {
                 msr_permissions: &storm.ground.maps[index],
                 window: storm.ground.window,
                 private_asid: false,
+                host,
             };
-            let grant = vcpu.configure(&mut View(&mut vmcb), &caps, &host, Wanted::ALL, resources);
+            let grant = vcpu.configure(&mut View(&mut vmcb), &caps, Wanted::ALL, resources);
             assert!(grant.features().contains(Feature::X2Avic), "{grant}");
             let apic = vcpu.apic_mut();
             if setup.x2apic {

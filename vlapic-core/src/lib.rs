@@ -21,12 +21,14 @@ extern crate std;
 mod access;
 mod backend;
 mod base;
+mod configure;
 mod destination;
 mod display;
 mod effect;
 mod emulated;
 mod esr;
 mod fault;
+mod feature;
 mod icr;
 mod inbox;
 mod latches;
@@ -56,11 +58,13 @@ pub use backend::{
     AccessKind, Backend, Entry, EntryInput, ExitOutcome, Next, SvrWrites, WindowAccess,
 };
 pub use base::{ApicBase, IA32_APIC_BASE, Mode};
+pub use configure::{Configure, Probe};
 pub use display::Display;
 pub use effect::Effect;
 pub use emulated::{Emulated, Injection};
 pub use esr::Errors;
 pub use fault::Fault;
+pub use feature::{Feature, Features, Grant, MOST_FEATURES, NoFeature, Reason, Wanted};
 pub use icr::{Icr, IcrCommand};
 pub use inbox::{DirectInbox, Inbox, Notify};
 pub use latches::{Event, Pin};

@@ -115,7 +115,7 @@ fn addresses_out_of_use() {
 fn the_threshold() {
     let reserved = [(field::TPR_THRESHOLD, 0, 0x10)];
     let above = [(field::TPR_THRESHOLD, 0, 0x5)];
-    let shadow = Wanted::TPR_SHADOW.features();
+    let shadow = Wanted::up_to(Feature::TprShadow).features();
     let found = broken(shadow, Mode::XApic, &reserved);
     assert_eq!(found, Inconsistent::ThresholdReserved(0x10));
     let found = broken(shadow, Mode::XApic, &above);
@@ -130,10 +130,10 @@ fn the_threshold() {
     };
     assert_eq!(result(shadow, Mode::XApic, 5, 0x50), Ok(()));
     assert!(result(shadow, Mode::XApic, 5, 0x4f).is_err());
-    let access = Wanted::APIC_ACCESS.features();
+    let access = Wanted::up_to(Feature::X2Apic).features();
     assert_eq!(result(access, Mode::XApic, 5, 0), Ok(()), "an exit at once, no failure");
     assert!(result(access, Mode::X2Apic, 5, 0).is_err());
-    let delivery = Wanted::VIRTUAL_INTERRUPT_DELIVERY.features();
+    let delivery = Wanted::up_to(Feature::VirtualInterruptDelivery).features();
     assert_eq!(result(delivery, Mode::X2Apic, 0xff, 0), Ok(()));
 }
 

@@ -5,27 +5,31 @@ use std::vec::Vec;
 use super::*;
 use crate::machines::{every_set, full, lacking};
 
-const LEVELS: [Wanted; 7] = [
-    Wanted::NONE,
-    Wanted::TPR_SHADOW,
-    Wanted::APIC_ACCESS,
-    Wanted::REGISTER_VIRTUALIZATION,
-    Wanted::VIRTUAL_INTERRUPT_DELIVERY,
-    Wanted::POSTED_INTERRUPTS,
-    Wanted::ALL,
-];
+fn levels() -> [Wanted; 7] {
+    let up_to = Wanted::up_to;
+    [
+        Wanted::NONE,
+        up_to(Feature::TprShadow),
+        up_to(Feature::X2Apic),
+        up_to(Feature::RegisterVirtualization),
+        up_to(Feature::VirtualInterruptDelivery),
+        up_to(Feature::PostedInterrupts),
+        up_to(Feature::IpiVirtualization),
+    ]
+}
 
 #[test]
 fn a_full_machine_grants_every_level_as_asked() {
-    for wanted in LEVELS {
+    for wanted in levels() {
         let grant = negotiate(wanted, &full());
         assert_eq!(grant.features(), wanted.features());
         assert_eq!(grant.refused().count(), 0);
     }
-    for pair in LEVELS.windows(2) {
+    for pair in levels().windows(2) {
         assert!(pair[1].features().contains_all(pair[0].features()));
         assert_ne!(pair[0], pair[1]);
     }
+    assert_eq!(levels()[6], Wanted::ALL);
     assert_eq!(Wanted::ALL.features(), Feature::ALL.into_iter().collect());
     assert_eq!(Grant::emulated(), negotiate(Wanted::NONE, &full()));
 }
@@ -33,10 +37,10 @@ fn a_full_machine_grants_every_level_as_asked() {
 #[test]
 fn each_thing_a_processor_lacks_has_its_consequences() {
     use Feature::*;
-    use Reason::*;
-    let tpr = NeedsTprShadow;
-    let delivery = (PostedInterrupts, NeedsVirtualInterruptDelivery);
-    let ipi = (IpiVirtualization, NeedsPostedInterrupts);
+    use vlapic_core::Reason::{Needs, NotSupported};
+    let tpr = Needs(TprShadow);
+    let delivery = (PostedInterrupts, Needs(VirtualInterruptDelivery));
+    let ipi = (IpiVirtualization, Needs(PostedInterrupts));
     type Row<'a> = ((u32, u32), &'a [(Feature, Reason)]);
     let rows: &[Row<'_>] = &[
         (
@@ -52,12 +56,19 @@ fn each_thing_a_processor_lacks_has_its_consequences() {
         ),
         ((0x48b, 32), &[(ApicAccess, NotSupported)]),
         ((0x48b, 36), &[(X2Apic, NotSupported)]),
-        ((0x48e, 60), &[(X2Apic, NeedsMsrBitmaps)]),
+        ((0x48e, 60), &[(X2Apic, Reason::Obstacle(Obstacle::MsrBitmaps))]),
         ((0x48b, 40), &[(RegisterVirtualization, NotSupported)]),
         ((0x48b, 41), &[(VirtualInterruptDelivery, NotSupported), delivery, ipi]),
-        ((0x48d, 32), &[(VirtualInterruptDelivery, NeedsExternalInterruptExiting), delivery, ipi]),
+        (
+            (0x48d, 32),
+            &[
+                (VirtualInterruptDelivery, Reason::Obstacle(Obstacle::ExternalInterruptExiting)),
+                delivery,
+                ipi,
+            ],
+        ),
         ((0x48d, 39), &[(PostedInterrupts, NotSupported), ipi]),
-        ((0x48f, 47), &[(PostedInterrupts, NeedsAcknowledgeOnExit), ipi]),
+        ((0x48f, 47), &[(PostedInterrupts, Reason::Obstacle(Obstacle::AcknowledgeOnExit)), ipi]),
         ((0x492, 4), &[(IpiVirtualization, NotSupported)]),
         (
             (0x48e, 63),
@@ -101,20 +112,27 @@ fn what_was_not_wanted_is_no_refusal() {
     let grant = negotiate(wanted, &full());
     let reason = |feature| grant.reason(feature);
     assert_eq!(reason(Feature::VirtualInterruptDelivery), Some(Reason::NotWanted));
-    assert_eq!(reason(Feature::PostedInterrupts), Some(Reason::NeedsVirtualInterruptDelivery));
+    assert_eq!(
+        reason(Feature::PostedInterrupts),
+        Some(Reason::Needs(Feature::VirtualInterruptDelivery))
+    );
     assert_eq!(reason(Feature::TprShadow), None);
     assert_eq!(grant.refused().count(), 2);
 }
 
 #[test]
 fn a_grant_reads_as_a_line() {
-    let wanted = Wanted::TPR_SHADOW.with(Feature::PostedInterrupts).with(Feature::X2Apic);
+    let wanted =
+        Wanted::up_to(Feature::TprShadow).with(Feature::PostedInterrupts).with(Feature::X2Apic);
     let grant = negotiate(wanted, &lacking(&[(0x48b, 1 << 36)]));
     assert_eq!(
         grant.to_string(),
         "granted: tpr-shadow; refused: x2apic (not supported by the processor), \
-         posted-interrupts (needs virtual-interrupt delivery)"
+         posted-interrupts (needs virtual-interrupt-delivery)"
     );
     assert_eq!(Grant::emulated().to_string(), "granted: none");
-    assert_eq!(Wanted::APIC_ACCESS.features().to_string(), "tpr-shadow,apic-access,x2apic");
+    assert_eq!(
+        Wanted::up_to(Feature::X2Apic).features().to_string(),
+        "tpr-shadow,apic-access,x2apic"
+    );
 }

@@ -49,11 +49,11 @@ fn control_words_of_every_level_in_every_mode() {
     let shadow = 1 << 21 | bitmaps;
     let rows: [(Wanted, u64, u64, u64, u64, u64); 7] = [
         (Wanted::NONE, 0, cr8_exiting | bitmaps, 0, 0, 0),
-        (Wanted::TPR_SHADOW, 0, shadow, 0, 0, 0),
-        (Wanted::APIC_ACCESS, 0, shadow, 0, 0, 0),
-        (Wanted::REGISTER_VIRTUALIZATION, 0, shadow, 0x100, 0, 0),
-        (Wanted::VIRTUAL_INTERRUPT_DELIVERY, 0x1, shadow, 0x300, 0, 0),
-        (Wanted::POSTED_INTERRUPTS, 0x81, shadow, 0x300, 0, 0x8000),
+        (Wanted::up_to(Feature::TprShadow), 0, shadow, 0, 0, 0),
+        (Wanted::up_to(Feature::X2Apic), 0, shadow, 0, 0, 0),
+        (Wanted::up_to(Feature::RegisterVirtualization), 0, shadow, 0x100, 0, 0),
+        (Wanted::up_to(Feature::VirtualInterruptDelivery), 0x1, shadow, 0x300, 0, 0),
+        (Wanted::up_to(Feature::PostedInterrupts), 0x81, shadow, 0x300, 0, 0x8000),
         (Wanted::ALL, 0x81, shadow | 1 << 17, 0x300, 0x10, 0x8000),
     ];
     for (wanted, pin, primary, secondary, tertiary, exit) in rows {
@@ -108,7 +108,12 @@ fn from_any_level_to_any_other() {
     let shared = [0x1, 1 << 31 | 1 << 17, 0, 0, 0x8000];
     for from in crate::machines::every_set() {
         let from = negotiate(from.into(), &full()).features();
-        for to in [Wanted::NONE, Wanted::TPR_SHADOW, Wanted::REGISTER_VIRTUALIZATION, Wanted::ALL] {
+        for to in [
+            Wanted::NONE,
+            Wanted::up_to(Feature::TprShadow),
+            Wanted::up_to(Feature::RegisterVirtualization),
+            Wanted::ALL,
+        ] {
             let bitmap = MsrBitmap::new();
             let addresses = addresses(&bitmap);
             let mut vmcs = fresh();
@@ -192,15 +197,17 @@ fn features_that_cannot_be() {
     let bitmap = MsrBitmap::new();
     let addresses = addresses(&bitmap);
     let alone = Features::NONE.with(Feature::VirtualInterruptDelivery);
-    let expected =
-        ProgramError::NotGranted(Feature::VirtualInterruptDelivery, Reason::NeedsTprShadow);
+    let expected = ProgramError::NotGranted(
+        Feature::VirtualInterruptDelivery,
+        Reason::Needs(Feature::TprShadow),
+    );
     assert_eq!(refuse(&full(), alone, &addresses, NV), expected);
     let old = lacking(&[(0x48b, 1 << 40)]);
     let expected = ProgramError::NotGranted(Feature::RegisterVirtualization, Reason::NotSupported);
     assert_eq!(refuse(&old, Wanted::ALL.features(), &addresses, NV), expected);
     let refused = refuse(&full(), Wanted::ALL.features(), &addresses, 15);
     assert_eq!(refused, ProgramError::NotificationVector(15));
-    let posted_off = Wanted::VIRTUAL_INTERRUPT_DELIVERY.features();
+    let posted_off = Wanted::up_to(Feature::VirtualInterruptDelivery).features();
     let result = program(&mut fresh(), &full(), posted_off, Mode::XApic, &addresses, 0);
     assert!(result.is_ok(), "the vector is not used");
 }

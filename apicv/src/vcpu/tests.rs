@@ -169,7 +169,7 @@ fn a_first_configuration_needs_no_flush_a_later_one_does() {
     let mut vmcs = fresh();
     let addresses = addresses(&bitmap);
     for (wanted, flush) in [
-        (Wanted::TPR_SHADOW, false),
+        (Wanted::up_to(Feature::TprShadow), false),
         (Wanted::ALL, true),
         (Wanted::ALL, false),
         (Wanted::NONE, true),
@@ -186,7 +186,7 @@ fn a_first_configuration_needs_no_flush_a_later_one_does() {
 fn events_wait_for_what_is_injected() {
     let (page, descriptor, bitmap) = (ApicPage::new(), PostedDescriptor::new(), MsrBitmap::new());
     let slot = slot(&page, &descriptor);
-    for wanted in [Wanted::TPR_SHADOW, Wanted::ALL] {
+    for wanted in [Wanted::up_to(Feature::TprShadow), Wanted::ALL] {
         let mut vcpu = Vcpu::new(&slot, true);
         let mut vmcs = fresh();
         let _ = vcpu.configure(&mut vmcs, &full(), wanted, &addresses(&bitmap)).unwrap();

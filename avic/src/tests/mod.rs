@@ -92,8 +92,9 @@ impl Options {
             vmcb.store(0x090, 1);
             let msr_permissions: &'static MsrPermissions =
                 Box::leak(Box::new(MsrPermissions::new()));
-            let resources = Resources { msr_permissions, window, private_asid: false };
-            vcpu.configure(&mut vmcb, &self.caps, &self.host, self.wanted, resources);
+            let resources =
+                Resources { msr_permissions, window, private_asid: false, host: self.host };
+            vcpu.configure(&mut vmcb, &self.caps, self.wanted, resources);
             rig.vcpus.push(vcpu);
             rig.vmcbs.push(vmcb);
             rig.maps.push(msr_permissions);

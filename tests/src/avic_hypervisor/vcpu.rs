@@ -68,15 +68,10 @@ impl<'m> VirtualCpu<'m> {
             msr_permissions: storage.permissions(index),
             window: &storage.window,
             private_asid: config.private_asid || config.broken == super::Broken::DeniesSharedAsid,
+            host: config.host,
         };
         let capabilities = avic::Capabilities::detect(&config.processor);
-        let grant = driver.configure(
-            &mut View(&mut vmcb),
-            &capabilities,
-            &config.host,
-            config.wanted,
-            resources,
-        );
+        let grant = driver.configure(&mut View(&mut vmcb), &capabilities, config.wanted, resources);
         Self {
             driver,
             grant,

@@ -1,6 +1,6 @@
 //! What kind of VM, on what processor.
 
-use apicv::{HostMode, Wanted};
+use apicv::{Feature, HostMode, Wanted};
 use vlapic_core::SvrWrites;
 use vlapic_core::{Mode, Profile, RefusedUpcall};
 
@@ -38,14 +38,14 @@ impl Level {
     ];
 
     /// What the driver is asked for.
-    pub const fn wanted(self) -> Wanted {
+    pub fn wanted(self) -> Wanted {
         match self {
             Self::Emulated => Wanted::NONE,
-            Self::TprShadow => Wanted::TPR_SHADOW,
-            Self::ApicAccess => Wanted::APIC_ACCESS,
-            Self::RegisterVirtualization => Wanted::REGISTER_VIRTUALIZATION,
-            Self::VirtualInterruptDelivery => Wanted::VIRTUAL_INTERRUPT_DELIVERY,
-            Self::Posted => Wanted::POSTED_INTERRUPTS,
+            Self::TprShadow => Wanted::up_to(Feature::TprShadow),
+            Self::ApicAccess => Wanted::up_to(Feature::X2Apic),
+            Self::RegisterVirtualization => Wanted::up_to(Feature::RegisterVirtualization),
+            Self::VirtualInterruptDelivery => Wanted::up_to(Feature::VirtualInterruptDelivery),
+            Self::Posted => Wanted::up_to(Feature::PostedInterrupts),
             Self::IpiVirtualization => Wanted::ALL,
         }
     }
@@ -94,7 +94,7 @@ pub struct Config {
 
 impl Config {
     /// One vCPU in xAPIC mode, at `level`, on a processor that has everything.
-    pub const fn new(level: Level) -> Self {
+    pub fn new(level: Level) -> Self {
         Self {
             vcpus: 1,
             cpus: 1,

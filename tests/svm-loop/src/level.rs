@@ -22,7 +22,7 @@ pub enum Level {
 impl Level {
     /// What the driver is asked for. Virtual NMIs are left out: they have nothing to do with the APIC.
     #[must_use]
-    pub const fn wanted(self) -> Wanted {
+    pub fn wanted(self) -> Wanted {
         match self {
             Self::Off => Wanted::NONE,
             Self::Avic | Self::X2Avic => Wanted::ALL.without(Feature::VirtualNmi),
@@ -30,7 +30,7 @@ impl Level {
     }
 
     /// What must be granted; of the rest what there is.
-    const fn needed(self) -> Features {
+    fn needed(self) -> Features {
         match self {
             Self::Off => Features::NONE,
             Self::Avic => Features::NONE.with(Feature::Avic),
@@ -88,7 +88,7 @@ pub fn driver<'s, V: Vmcb>(
     let mut driver = Vcpu::new(shared, index, index == 0)?;
     driver.set_svr_writes(svr_writes);
     driver.apic_mut().bind_upcall(pending);
-    let grant = driver.configure(vmcb, capabilities, &Host::new(), level.wanted(), resources);
+    let grant = driver.configure(vmcb, capabilities, level.wanted(), resources);
     debug_assert!(Face::of(vmcb) == Face::Emulated, "AVIC begins with an entry");
     Some(level.check_grant(&grant).map(|()| driver))
 }

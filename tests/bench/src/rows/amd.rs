@@ -147,9 +147,9 @@ impl Subject {
             // Nested paging is on.
             avic::Vmcb::store(&mut vmcb, 0x090, 1);
             let msr_permissions = leak(MsrPermissions::new());
-            let resources = Resources { msr_permissions, window, private_asid: false };
             let host = Host::new();
-            let grant = vcpu.configure(&mut vmcb, &capabilities, &host, Wanted::ALL, resources);
+            let resources = Resources { msr_permissions, window, private_asid: false, host };
+            let grant = vcpu.configure(&mut vmcb, &capabilities, Wanted::ALL, resources);
             black_box(grant);
             enable(vcpu.apic_mut(), mode);
             vcpus.push(vcpu);

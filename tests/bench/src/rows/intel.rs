@@ -4,7 +4,7 @@
 use std::hint::black_box;
 
 use apicv::{Addresses, Capabilities, Exit, HostMode, MsrBitmap, PostedDescriptor, Posting, Vcpu};
-use apicv::{Wanted, field, reason};
+use apicv::{Feature, Wanted, field, reason};
 use vlapic_core::{
     ApicPage, EntryInput, ExitOutcome, Next, Profile, Register, Slot, Trigger, Width,
 };
@@ -40,35 +40,47 @@ fn row(name: &str, mode: Mode, what: &'static str, make: impl Fn() -> Contender 
 
 fn entry(mode: Mode) -> Row {
     row("entry", mode, "before entry, nothing to do", move || {
-        Contender::new("ours", Subject::new(mode, Wanted::POSTED_INTERRUPTS), |subject, _| {
-            subject.enter();
-        })
+        Contender::new(
+            "ours",
+            Subject::new(mode, Wanted::up_to(Feature::PostedInterrupts)),
+            |subject, _| {
+                subject.enter();
+            },
+        )
     })
 }
 
 fn entry_with_post(mode: Mode) -> Row {
     row("entry-posted", mode, "post, before entry, IRR emptied", move || {
-        Contender::new("ours", Subject::new(mode, Wanted::POSTED_INTERRUPTS), |subject, _| {
-            let slot = subject.vcpu.apic().slot();
-            let _ = black_box(slot.request(black_box(0x61), Trigger::Edge));
-            subject.enter();
-            slot.page().store(0x230, 0);
-        })
+        Contender::new(
+            "ours",
+            Subject::new(mode, Wanted::up_to(Feature::PostedInterrupts)),
+            |subject, _| {
+                let slot = subject.vcpu.apic().slot();
+                let _ = black_box(slot.request(black_box(0x61), Trigger::Edge));
+                subject.enter();
+                slot.page().store(0x230, 0);
+            },
+        )
     })
 }
 
 fn not_ours(mode: Mode) -> Row {
     row("exit-other", mode, "an exit that is not the APIC's, before entry", move || {
-        Contender::new("ours", Subject::new(mode, Wanted::POSTED_INTERRUPTS), |subject, _| {
-            let _ = black_box(subject.exit(1, 0));
-            subject.enter();
-        })
+        Contender::new(
+            "ours",
+            Subject::new(mode, Wanted::up_to(Feature::PostedInterrupts)),
+            |subject, _| {
+                let _ = black_box(subject.exit(1, 0));
+                subject.enter();
+            },
+        )
     })
 }
 
 fn write_of_icr(mode: Mode) -> Row {
     row("exit-icr", mode, "APIC-write exit of ICR, decoded; before entry", move || {
-        let subject = Subject::new(mode, Wanted::POSTED_INTERRUPTS);
+        let subject = Subject::new(mode, Wanted::up_to(Feature::PostedInterrupts));
         let page = subject.vcpu.apic().slot().page();
         if mode == Mode::XApic {
             page.write(Register::IcrHigh, 1 << 24);
@@ -85,7 +97,7 @@ fn write_of_icr(mode: Mode) -> Row {
 
 fn end_of_level(mode: Mode) -> Row {
     row("exit-eoi", mode, "virtualized-EOI exit of a level; before entry", move || {
-        let subject = Subject::new(mode, Wanted::POSTED_INTERRUPTS);
+        let subject = Subject::new(mode, Wanted::up_to(Feature::PostedInterrupts));
         subject.vcpu.apic().slot().page().store(0x1B0, 2);
         Contender::new("ours", subject, |subject, _| {
             let _ = black_box(subject.exit(reason::VIRTUALIZED_EOI, 0x61));
@@ -96,17 +108,21 @@ fn end_of_level(mode: Mode) -> Row {
 
 fn below_threshold() -> Row {
     row("exit-tpr", Mode::XApic, "TPR-below-threshold exit; before entry", || {
-        Contender::new("ours", Subject::new(Mode::XApic, Wanted::TPR_SHADOW), |subject, _| {
-            let _ = black_box(subject.exit(reason::TPR_BELOW_THRESHOLD, 0));
-            subject.enter();
-        })
+        Contender::new(
+            "ours",
+            Subject::new(Mode::XApic, Wanted::up_to(Feature::TprShadow)),
+            |subject, _| {
+                let _ = black_box(subject.exit(reason::TPR_BELOW_THRESHOLD, 0));
+                subject.enter();
+            },
+        )
     })
 }
 
 fn window_access() -> Row {
     let what = "APIC-access exit, a read of the current count emulated; before entry";
     row("exit-access", Mode::XApic, what, || {
-        let subject = Subject::new(Mode::XApic, Wanted::POSTED_INTERRUPTS);
+        let subject = Subject::new(Mode::XApic, Wanted::up_to(Feature::PostedInterrupts));
         Contender::new("ours", subject, |subject, _| {
             if let ExitOutcome::Decode(access) = subject.exit(reason::APIC_ACCESS, 0x390) {
                 let apic = subject.vcpu.apic_mut();
@@ -135,7 +151,7 @@ fn block() -> Row {
     row("block", Mode::X2Apic, "block and before entry again", || {
         Contender::new(
             "ours",
-            Subject::new(Mode::X2Apic, Wanted::POSTED_INTERRUPTS),
+            Subject::new(Mode::X2Apic, Wanted::up_to(Feature::PostedInterrupts)),
             |subject, _| {
                 black_box(subject.vcpu.block(black_box(INPUT)));
                 subject.enter();
@@ -148,7 +164,7 @@ fn preempt() -> Row {
     row("preempt", Mode::X2Apic, "preempt and before entry again", || {
         Contender::new(
             "ours",
-            Subject::new(Mode::X2Apic, Wanted::POSTED_INTERRUPTS),
+            Subject::new(Mode::X2Apic, Wanted::up_to(Feature::PostedInterrupts)),
             |subject, _| {
                 subject.vcpu.apic().slot().inbox().preempt();
                 subject.enter();

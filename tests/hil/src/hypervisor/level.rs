@@ -1,6 +1,6 @@
 //! How much hardware help a VM asks for.
 
-use apicv::Wanted;
+use apicv::{Feature, Wanted};
 
 /// How much help a VM has: a level of SVM or one of VT-x, each from least to most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,14 +51,14 @@ impl Level {
     }
 
     /// What the driver of VT-x is asked for.
-    pub(crate) const fn wanted(self) -> Wanted {
+    pub(crate) fn wanted(self) -> Wanted {
         match self {
             Self::Emulated | Self::AvicOff | Self::Avic => Wanted::NONE,
-            Self::TprShadow => Wanted::TPR_SHADOW,
-            Self::ApicAccess => Wanted::APIC_ACCESS,
-            Self::RegisterVirtualization => Wanted::REGISTER_VIRTUALIZATION,
-            Self::VirtualInterruptDelivery => Wanted::VIRTUAL_INTERRUPT_DELIVERY,
-            Self::Posted => Wanted::POSTED_INTERRUPTS,
+            Self::TprShadow => Wanted::up_to(Feature::TprShadow),
+            Self::ApicAccess => Wanted::up_to(Feature::X2Apic),
+            Self::RegisterVirtualization => Wanted::up_to(Feature::RegisterVirtualization),
+            Self::VirtualInterruptDelivery => Wanted::up_to(Feature::VirtualInterruptDelivery),
+            Self::Posted => Wanted::up_to(Feature::PostedInterrupts),
         }
     }
 

@@ -10,7 +10,7 @@ mod around;
 mod processor;
 mod tables;
 
-use avic::Resources;
+use avic::{Host, Resources};
 use vlapic_core::{Backend, Emulated};
 use vlapic_svm_loop::{Error, Left, Loop, Plain, Setup, driver};
 
@@ -119,8 +119,12 @@ fn make(
     }
     let mut current = vcpu.load();
     current.vmcb().control.msr_permissions = address(permissions);
-    let resources =
-        Resources { msr_permissions: permissions, window: tables.window, private_asid: false };
+    let resources = Resources {
+        msr_permissions: permissions,
+        window: tables.window,
+        private_asid: false,
+        host: Host::new(),
+    };
     let capabilities = tables::capabilities();
     let setup = Setup {
         level: machine.config.level.of_avic(),
