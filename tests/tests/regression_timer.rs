@@ -12,7 +12,7 @@ fn deadline_timer() -> Plain {
 }
 
 #[test]
-fn tsc_deadline_past_fires_once_and_zero_disarms() {
+fn tsc_deadline_delta() {
     let mut plain = deadline_timer();
     plain.now = 1000;
     plain.set_msr(TSC_DEADLINE, 1);
@@ -75,7 +75,7 @@ fn init_clears_tdt() {
 }
 
 #[test]
-fn periodic_zero() {
+fn viridian_periodic_zero() {
     let mut plain = Plain::enabled(Profile::intel());
     let _ = plain.write_lvt(LvtEntry::Timer, 0x2_0041);
     plain.set(Register::InitialCount, 0);

@@ -39,7 +39,7 @@ fn wait_for(value: &AtomicUsize, target: usize) {
 
 /// One edge a round; the store to SVR races with it.
 #[test]
-fn one_edge_against_one_silent_enable() {
+fn dekker_mark_vs_enable() {
     const ROUNDS: usize = 30_000;
     let mut plain = Plain::with(Profile::intel(), 0, true, RefusedUpcall::Owed);
     let (pending, kick) = (plain.pending, Kick::default());

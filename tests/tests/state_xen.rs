@@ -127,7 +127,7 @@ fn record(kind: u16, instance: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn either_order_of_records() {
+fn import_record_order() {
     let saved = Saved::new();
     let lapic = record(XenRecords::LAPIC, 3, &saved.lapic.to_bytes()[..24]);
     let registers = record(XenRecords::LAPIC_REGS, 3, &saved.registers);
@@ -168,7 +168,7 @@ fn the_stored_disabled_word_is_not_believed() {
 }
 
 #[test]
-fn the_stored_divisor_is_not_believed() {
+fn import_divisor_zero() {
     let mut saved = Saved::new()
         .with(Register::DivideConfiguration, 0xb)
         .with(Register::InitialCount, 100)
@@ -295,7 +295,7 @@ fn a_deadline_outside_its_mode_is_dropped() {
 }
 
 #[test]
-fn one_shots_that_have_fired_do_not_fire_again() {
+fn import_expired_oneshot() {
     let base = Saved::new()
         .with(TIMER, 0x40)
         .with(Register::InitialCount, 100)
@@ -322,7 +322,7 @@ fn one_shots_that_have_fired_do_not_fire_again() {
 
 /// The timer's vector is read from its entry: no copy that could be left behind.
 #[test]
-fn the_timers_vector_comes_along() {
+fn import_timer_vector() {
     let mut saved = Saved::new().with(TIMER, 0x2_0077).with(Register::InitialCount, 50);
     saved.set(Register::DivideConfiguration, 0xb);
     saved.lapic.timer_divisor = 1;
