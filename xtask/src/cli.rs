@@ -135,12 +135,25 @@ pub(crate) struct OracleArgs {
     pub(crate) seed: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Oracle {
     /// The in-kernel local APIC of Linux, through /dev/kvm
     Kvm,
     /// The APICv of Bochs against our model of it, with no driver
     ApicvModel,
+    /// The local APIC of the machine that the image runs on, without virtualization
+    Native(NativeArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NativeArgs {
+    /// Only this machine
+    #[arg(long, value_enum)]
+    pub(crate) machine: Option<Machine>,
+
+    /// The serial line of a real machine, booted from `cargo xtask image --case oracle-native`
+    #[arg(long, value_name = "DEV", required_if_eq("machine", "metal"))]
+    pub(crate) serial: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

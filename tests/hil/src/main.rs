@@ -59,6 +59,7 @@ fn run(line: &CommandLine) -> u32 {
         sequences::CASES,
         LAST_CASES,
         cases::LAST_CASES,
+        cases::native::CASES,
     ];
     for case in groups.into_iter().flatten().filter(wanted) {
         if line.has("list") {

@@ -7,6 +7,7 @@ mod guest_apic;
 mod guests;
 mod ipis;
 mod level;
+pub(crate) mod native;
 mod pins;
 mod posts;
 mod priority;

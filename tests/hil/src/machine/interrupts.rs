@@ -2,7 +2,7 @@
 
 use core::arch::global_asm;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use x86::dtables::{self, DescriptorTablePointer};
 use x86::io::outb;
@@ -50,6 +50,9 @@ static HANDLERS: [AtomicUsize; 256] = [const { AtomicUsize::new(0) }; 256];
 static COUNTS: [[AtomicU64; 256]; MAX_CPUS] =
     [const { [const { AtomicU64::new(0) }; 256] }; MAX_CPUS];
 
+/// CPUs on which nobody but the interrupted program ends an interrupt.
+static KEPT: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+
 /// Makes `handler` the one for `vector` on all CPUs. Without one, an interrupt is counted and an exception ends the run.
 pub(crate) fn set_handler(vector: u8, handler: Handler) {
     // Release pairs with the Acquire in `handle`: what the setter prepared is seen by the handler.
@@ -58,6 +61,12 @@ pub(crate) fn set_handler(vector: u8, handler: Handler) {
 
 pub(crate) fn clear_handler(vector: u8) {
     HANDLERS[usize::from(vector)].store(0, Ordering::Release);
+}
+
+/// Whether interrupts of a CPU stay in service when their handlers return.
+pub(crate) fn keep_in_service(cpu: usize, keep: bool) {
+    // Relaxed: that CPU itself asks.
+    KEPT[cpu].store(keep, Ordering::Relaxed);
 }
 
 /// How often `vector` was taken, on all CPUs together.
@@ -159,7 +168,8 @@ extern "C" fn handle(frame: &mut Frame) {
         fatal(frame);
     }
     COUNTS[this_cpu()][vector].fetch_add(1, Ordering::Release);
-    if vector >= 32 && vector != usize::from(apic::SPURIOUS_VECTOR) {
+    let kept = KEPT[this_cpu()].load(Ordering::Relaxed);
+    if vector >= 32 && vector != usize::from(apic::SPURIOUS_VECTOR) && !kept {
         apic::eoi();
     }
 }

@@ -7,6 +7,7 @@
 mod apicv_model;
 mod findings;
 mod kvm;
+mod native;
 
 use anyhow::Result;
 
@@ -25,21 +26,30 @@ pub(crate) struct Size {
     pub(crate) seed: u64,
 }
 
-/// Asks one oracle. That it is not here is no error but a finding: a skip with its reason.
-type Ask = fn(&Context, Size) -> Result<Findings>;
+/// Asks one oracle: one finding for each mode or machine. That it is not here is no error but a
+/// finding: a skip with its reason.
+type Ask = fn(&Context, Size) -> Result<Vec<Findings>>;
 
 /// All oracles, in the order of the table.
-const ORACLES: [Ask; 2] = [kvm, apicv_model];
+const ORACLES: [Ask; 4] = [
+    |context, size| Ok(vec![kvm(context, size)?]),
+    |context, size| Ok(vec![apicv_model(context, size)?]),
+    native::bochs,
+    native::qemu,
+];
 
 pub(crate) fn run(context: &Context, arguments: &OracleArgs) -> Result<Verdict> {
     let size =
         Size { operations: arguments.operations, seed: arguments.seed.unwrap_or_else(fresh_seed) };
-    let wanted: &[Ask] = match arguments.oracle {
-        None => &ORACLES,
-        Some(Oracle::Kvm) => &[kvm],
-        Some(Oracle::ApicvModel) => &[apicv_model],
+    let findings = match &arguments.oracle {
+        None => {
+            let each = ORACLES.iter().map(|ask| ask(context, size));
+            each.collect::<Result<Vec<_>>>()?.concat()
+        }
+        Some(Oracle::Kvm) => vec![kvm(context, size)?],
+        Some(Oracle::ApicvModel) => vec![apicv_model(context, size)?],
+        Some(Oracle::Native(arguments)) => native::native(context, arguments, size)?,
     };
-    let findings = wanted.iter().map(|ask| ask(context, size)).collect::<Result<Vec<_>>>()?;
     context.print(&findings, |out| write_findings(out, &findings))?;
     Ok(verdict(&findings))
 }
