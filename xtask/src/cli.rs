@@ -188,6 +188,9 @@ pub(crate) struct BenchArgs {
     /// Count instructions and write them to tests/bench/instructions.json, to be committed; times nothing
     #[arg(long, conflicts_with_all = ["save", "against", "filter", "list"])]
     pub(crate) bless: bool,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
 }
 
 #[derive(Debug, Args)]

@@ -70,6 +70,8 @@ pub(crate) struct Exits {
     pub(crate) per: u64,
     /// `None` where the architecture does not fix the count.
     pub(crate) expect: Option<u64>,
+    /// Time-stamp ticks of the driver's own work in one operation; on Bochs with one CPU these are instructions.
+    pub(crate) work: Option<u64>,
 }
 
 /// One row of the upcall story.
@@ -217,6 +219,7 @@ fn exits(fields: &Fields<'_>) -> Result<Record, String> {
         count: fields.number("count")?,
         per: fields.number("per")?,
         expect,
+        work: fields.get("work").ok().map(|_| fields.number("work")).transpose()?,
     }))
 }
 

@@ -4,8 +4,8 @@ use vlapic_core::{Width, is_apic_msr};
 use vlapic_hal::Clock;
 use vlapic_hal::x86::TscClock;
 
-use super::HypervisorError;
 use super::vcpu::Loop;
+use super::{HypervisorError, meter};
 use crate::guest::apic::DEFAULT_BASE;
 use crate::instruction::mov::{self, Direction};
 use crate::vmx;
@@ -19,12 +19,14 @@ impl Loop<'_> {
         let width = width(access.width);
         match access.direction {
             Direction::Store { value } => {
-                let effect = self.driver.apic_mut().write_mmio(offset, width, value, now);
+                let apic = self.driver.apic_mut();
+                let effect = meter::measured(|| apic.write_mmio(offset, width, value, now));
                 self.current.complete_access(&access, 0)?;
                 self.carry_out(effect)
             }
             Direction::Load { .. } => {
-                let value = self.driver.apic_mut().read_mmio(offset, width, now);
+                let apic = self.driver.apic_mut();
+                let value = meter::measured(|| apic.read_mmio(offset, width, now));
                 self.current.complete_access(&access, value)?;
                 Ok(())
             }
@@ -43,7 +45,8 @@ impl Loop<'_> {
         let [_, register, ..] = *self.current.general();
         let register = register as u32;
         let value = if is_apic_msr(register) {
-            self.driver.apic_mut().read_msr(register, TscClock.now()).ok()
+            let (apic, now) = (self.driver.apic_mut(), TscClock.now());
+            meter::measured(|| apic.read_msr(register, now)).ok()
         } else {
             None
         };
@@ -63,7 +66,8 @@ impl Loop<'_> {
             return self.general_protection();
         }
         let value = high << 32 | low & 0xffff_ffff;
-        match self.driver.apic_mut().write_msr(register, value, TscClock.now()) {
+        let (apic, now) = (self.driver.apic_mut(), TscClock.now());
+        match meter::measured(|| apic.write_msr(register, value, now)) {
             Ok(effect) => {
                 self.current.skip_instruction(exit)?;
                 self.carry_out(effect)

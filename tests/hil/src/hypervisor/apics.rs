@@ -10,7 +10,7 @@ use vlapic_core::{
 };
 
 use super::vm::{Config, VECTORS, VirtualMachine};
-use super::{HypervisorError, Level, storage};
+use super::{HypervisorError, Level, meter, storage};
 use crate::guest::MAX_VCPUS;
 use crate::machine::apic;
 
@@ -92,7 +92,8 @@ impl<I: Inbox> Group<I> {
         tell: impl Fn(usize, Notify),
     ) -> usize {
         let mut accepted = 0;
-        for (index, receipt) in self.routes.send(message, sender) {
+        let mut deliveries = self.routes.send(message, sender);
+        while let Some((index, receipt)) = meter::measured(|| deliveries.next()) {
             accepted += usize::from(receipt.outcome == Outcome::Accepted);
             tell(index, receipt.notify);
         }

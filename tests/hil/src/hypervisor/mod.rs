@@ -9,6 +9,7 @@
 //! svm     what the loop of a vCPU on SVM needs; the loop itself is in `vlapic-svm-loop`, which the tests run as well
 //! calls   what hypercalls do
 //! sleep   HLT, wait-for-SIPI, and waking
+//! meter   what the driver's part of it costs
 //! level   how much hardware help a VM asks for
 //! ```
 //!
@@ -20,6 +21,7 @@ mod apics;
 mod calls;
 pub(crate) mod level;
 mod memory;
+pub(crate) mod meter;
 pub(crate) mod sleep;
 mod storage;
 mod svm;

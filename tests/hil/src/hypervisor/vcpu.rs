@@ -9,7 +9,7 @@ use vlapic_hal::x86::{Msrs, TscClock};
 
 use super::calls::{self, Answer};
 use super::vm::{self, VirtualMachine};
-use super::{HypervisorError, sleep};
+use super::{HypervisorError, meter, sleep};
 use crate::guest::hypercall::Hypercall;
 use crate::guest::{Program, Start, context};
 use crate::machine::identity::{self, Machine};
@@ -150,7 +150,8 @@ impl Loop<'_> {
                 interruptible: self.current.can_take_interrupt()?,
                 injecting: self.current.has_injection()?,
             };
-            let entry = self.driver.before_entry(self.current.vmcs.hal(), input)?;
+            let vmcs = self.current.vmcs.hal();
+            let entry = meter::measured(|| self.driver.before_entry(vmcs, input))?;
             if entry.next != First::Enter || !self.started || self.machine.is_requested(self.index)
             {
                 return Ok(Err(entry.next));
@@ -184,7 +185,8 @@ impl Loop<'_> {
             self.current.reinject(exit)?;
         }
         let apic_exit = Exit { reason: exit.reason.number(), qualification: exit.qualification };
-        let next = match self.driver.after_exit(apic_exit, TscClock.now()) {
+        let now = TscClock.now();
+        let next = match meter::measured(|| self.driver.after_exit(apic_exit, now)) {
             ExitOutcome::Done(effect) => self.carry_out(effect).map(|()| Next::Enter),
             ExitOutcome::Decode(access) => {
                 self.register_window(access.offset).map(|()| Next::Enter)

@@ -4,6 +4,8 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
+use super::image::Operation;
+
 /// All rows of a run, and on what.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(super) struct Results {
@@ -11,6 +13,9 @@ pub(super) struct Results {
     pub(super) cpu: String,
     pub(super) rustc: String,
     pub(super) rows: Vec<Row>,
+    /// Operations of guests in the image.
+    #[serde(default)]
+    pub(super) image: Vec<Operation>,
     /// What could not be measured, and why.
     pub(super) skipped: Vec<String>,
 }

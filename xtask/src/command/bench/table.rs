@@ -5,6 +5,7 @@ use std::io::Write;
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 
+use super::image::Operation;
 use super::results::{About, Figure, Results, Row};
 use crate::command::{Context, Verdict};
 
@@ -24,13 +25,18 @@ pub(super) fn write(
     results: &Results,
     before: Option<&Results>,
 ) -> Result<()> {
-    writeln!(out, "{}, {}; nanoseconds an operation, medians", results.cpu, results.rustc)?;
-    writeln!(out, "{}", table(results, before))?;
+    if !results.rows.is_empty() {
+        writeln!(out, "{}, {}; nanoseconds an operation, medians", results.cpu, results.rustc)?;
+        writeln!(out, "{}", table(results, before))?;
+    }
     for (mark, lacks) in notes(results).iter().enumerate() {
         writeln!(out, "({}) the peer: {lacks}", mark + 1)?;
     }
     if results.rows.iter().any(|row| row.kernel.is_some()) {
         writeln!(out, "The kernel's local APIC, one ioctl an operation:\n{}", kernel(results))?;
+    }
+    if !results.image.is_empty() {
+        writeln!(out, "{IMAGE_HEAD}\n{}", image(&results.image))?;
     }
     for skipped in &results.skipped {
         writeln!(out, "skipped {skipped}")?;
@@ -87,6 +93,41 @@ fn kernel(results: &Results) -> Table {
         ]);
     }
     for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+const IMAGE_HEAD: &str = "VM exits of a guest's operations and, after the slash, the drivers' instructions for all of them from exit to entry:";
+
+/// One row an operation, one column a level.
+fn image(operations: &[Operation]) -> Table {
+    let mut levels: Vec<&str> = Vec::new();
+    let mut rows: Vec<(&str, &str)> = Vec::new();
+    for operation in operations {
+        if !levels.contains(&operation.level.as_str()) {
+            levels.push(&operation.level);
+        }
+        let row = (operation.operation.as_str(), operation.mode.as_str());
+        if !rows.contains(&row) {
+            rows.push(row);
+        }
+    }
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_header(["operation", "mode"].into_iter().chain(levels.iter().copied()));
+    for (operation, mode) in rows {
+        let at = |level: &&str| {
+            let is = |it: &&Operation| {
+                (&*it.operation, &*it.mode, &*it.level) == (operation, mode, *level)
+            };
+            let found = operations.iter().find(is);
+            found.map_or_else(String::new, |it| format!("{} / {}", it.exits, it.instructions))
+        };
+        let cells = [operation.to_owned(), mode.to_owned()];
+        table.add_row(cells.into_iter().chain(levels.iter().map(at)));
+    }
+    for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
