@@ -14,8 +14,7 @@ use crate::report::{Report, print_report};
 const OPERATIONS: u64 = 1_000_000;
 /// Two CPUs are what it takes for a message to reach another one.
 const CPUS: u32 = 2;
-/// Nothing is printed while nothing is wrong.
-const LIMITS: LimitArgs = LimitArgs { timeout: 3600, stall: 3600 };
+const LIMITS: LimitArgs = LimitArgs { timeout: 3600, stall: 300 };
 
 /// On the machine asked for, or on both emulators.
 pub(crate) fn native(

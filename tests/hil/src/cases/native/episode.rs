@@ -14,7 +14,7 @@ use super::random::Random;
 use super::subject::Subject;
 use crate::machine::apic;
 use crate::machine::smp::{self, MAX_CPUS};
-use crate::println;
+use crate::{log, println};
 
 /// What a run in one mode found.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +26,8 @@ pub(super) struct Found {
 }
 
 const LENGTH: usize = 60;
+/// Sequences after which a line says that the run goes on.
+const PROGRESS: u64 = 1000;
 /// Kinds of mismatch that are told in full.
 const TOLD: usize = 10;
 const X2APIC: u64 = 1 << 10;
@@ -72,6 +74,9 @@ pub(super) fn run(mode: Mode, operations: u64, seed: u64) -> Option<Found> {
             }
         }
         found.operations += length as u64;
+        if number.is_multiple_of(PROGRESS) {
+            log!("oracle native {mode:?}: {} operations", found.operations);
+        }
         number += 1;
     }
     // As others expect it.

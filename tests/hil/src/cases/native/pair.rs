@@ -10,6 +10,7 @@ use super::ours::{self, Ours};
 use super::physical::{NMI, Physical, UNUSABLE};
 use super::registers::{Compared, Registers, comparable};
 use super::subject::Subject;
+use crate::machine::identity::Machine;
 use crate::machine::{interrupts, smp};
 use vlapic_core::Mode;
 
@@ -30,9 +31,11 @@ pub(super) struct Pair {
 
 /// Reads of a register until something has happened that takes its time.
 const PATIENCE: u32 = 2_000_000;
-/// What the timer counts where it counts to its end, and longer than that in ticks of any divider.
+/// What the timer counts where it counts to its end.
 const COUNT: u64 = 500;
-const COUNTED: u64 = COUNT << 8;
+/// On QEMU in nanoseconds, whatever the divider: it goes through every period that it has missed, and a host that is busy
+/// never gets to the end of shorter ones.
+const NANOSECONDS: u64 = 200_000;
 
 impl Pair {
     pub(super) fn new(subject: Subject, physical: Physical, ours: &'static mut Ours) -> Self {
@@ -195,8 +198,12 @@ impl Pair {
         // What would not show is not asked for.
         let shows = self.ours.word(SVR) & 0x100 != 0 && self.ours.word(bank) >> bit & 1 == 0;
         let lvt = if shows { lvt } else { lvt | MASKED };
+        let count = match self.subject.machine {
+            Machine::Qemu => NANOSECONDS >> ((((divide & 3) | (divide & 8) >> 1) + 1) & 7),
+            _ => COUNT,
+        };
         for (offset, value) in
-            [(LVT_TIMER, u64::from(lvt)), (DIVIDE, u64::from(divide)), (INITIAL_COUNT, COUNT)]
+            [(LVT_TIMER, u64::from(lvt)), (DIVIDE, u64::from(divide)), (INITIAL_COUNT, count)]
         {
             self.physical.write(offset, value);
             self.ours.write(offset, value);
@@ -209,7 +216,8 @@ impl Pair {
                 lvt & PERIODIC != 0 || self.physical.read(CURRENT_COUNT) == Some(0)
             }
         });
-        self.ours.pass(COUNTED);
+        // Longer than that with any divider.
+        self.ours.pass(count << 8);
         if lvt & PERIODIC != 0 {
             for (offset, value) in [(LVT_TIMER, lvt | MASKED), (INITIAL_COUNT, 0)] {
                 self.physical.write(offset, u64::from(value));
