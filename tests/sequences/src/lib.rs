@@ -5,9 +5,12 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod apic;
 mod digest;
+mod operation;
 mod random;
 pub mod vmx;
 
 pub use self::digest::Digest;
+pub use self::operation::Operation;
 pub use self::random::Random;

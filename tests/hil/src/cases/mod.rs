@@ -28,6 +28,7 @@ pub(crate) use rows::LAST_CASES;
 use crate::hypervisor::{HypervisorError, Level, avic_available};
 use crate::machine::command_line::CommandLine;
 use crate::println;
+use crate::sequences::pages;
 use crate::svm::SvmError;
 use crate::vmx::VmxError;
 
@@ -127,7 +128,8 @@ const GROUPS: &[&[Case]] = &[
 /// Runs what the command line asks for; whether nothing failed.
 pub(crate) fn run(line: &CommandLine) -> bool {
     let mut right = true;
-    for case in GROUPS.iter().chain(rows::GROUPS).copied().flatten() {
+    pages::configure(line);
+    for case in GROUPS.iter().chain(rows::GROUPS).chain(&[pages::CASES]).copied().flatten() {
         if !line.value("case").is_none_or(|part| case.name.contains(part)) {
             continue;
         }

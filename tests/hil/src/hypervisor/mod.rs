@@ -22,6 +22,7 @@ mod calls;
 pub(crate) mod level;
 mod memory;
 pub(crate) mod meter;
+mod reference;
 pub(crate) mod sleep;
 mod storage;
 mod svm;
@@ -30,6 +31,7 @@ pub(crate) mod vm;
 
 pub(crate) use apics::AnySlot;
 pub(crate) use level::Level;
+pub(crate) use reference::reference_slots;
 pub(crate) use svm::available as avic_available;
 pub(crate) use vm::{Config, VirtualMachine};
 

@@ -5,6 +5,8 @@
 //! each batch one line tells the digest of what was observed; asked for one batch, it prints each step.
 
 mod guest;
+pub(crate) mod pages;
+mod perform;
 mod script;
 mod shared;
 

@@ -26,18 +26,21 @@ pub(super) static KEEP_PAGES: AtomicBool = AtomicBool::new(false);
 
 /// What was observed of the batch.
 pub(super) static RESULTS: Mutex<Results> =
-    Mutex::new(Results { records: [None; STEPS], pages: [[0; 256]; STEPS] });
+    Mutex::new(Results { records: [None; STEPS], pages: [[0; WORDS]; STEPS] });
 
 pub(super) struct Results {
     pub(super) records: [Option<Record>; STEPS],
     /// The first KiB of the page after each step.
-    pub(super) pages: [[u32; 256]; STEPS],
+    pub(super) pages: [[u32; WORDS]; STEPS],
 }
 
 /// The operation with this index.
 pub(super) fn operation(step: usize) -> Option<Operation> {
     BATCH.lock().as_ref().and_then(|batch| batch.operations.get(step).copied())
 }
+
+/// Words of the page that are kept of each step: the first KiB.
+pub(super) const WORDS: usize = 256;
 
 const KEPT: usize = 16;
 

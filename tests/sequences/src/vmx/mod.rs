@@ -24,25 +24,7 @@ pub const NOTIFICATION: u8 = 0xf2;
 pub const HOST_VECTOR: u8 = 0xe4;
 
 /// One step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    /// A read of the APIC window: byte offset, bytes.
-    Load(u16, u8),
-    /// A write of the APIC window: byte offset, bytes, value.
-    Store(u16, u8, u64),
-    /// RDMSR.
-    ReadMsr(u32),
-    /// WRMSR.
-    WriteMsr(u32, u64),
-    /// MOV from CR8.
-    ReadCr8,
-    /// MOV to CR8.
-    WriteCr8(u64),
-    /// STI and an instruction after it, or CLI.
-    Interrupts(bool),
-    /// VMCALL: the host does this.
-    Host(HostOperation),
-}
+pub type Operation = crate::Operation<HostOperation>;
 
 /// What the host does between two entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
