@@ -19,6 +19,9 @@ pub enum HostOperation {
     Edge(u8),
     /// Requests a level-triggered vector.
     Level(u8),
+    /// Another CPU requests a vector, level-triggered or not, while the guest runs with interrupts on and waits for it to
+    /// have done so.
+    Remote(u8, bool),
     /// A device's message: fixed or lowest priority, to a logical destination.
     Message {
         /// The vector, edge-triggered.
@@ -39,6 +42,8 @@ pub enum HostOperation {
 pub struct Generator {
     random: Random,
     x2apic: bool,
+    /// The guest's RFLAGS.IF.
+    interrupts: bool,
     made: u64,
 }
 
@@ -57,7 +62,7 @@ impl Generator {
     /// The operations of `seed`, of a guest in xAPIC or x2APIC mode.
     #[must_use]
     pub fn new(seed: u64, x2apic: bool) -> Self {
-        Self { random: Random::part(seed, x2apic.into()), x2apic, made: 0 }
+        Self { random: Random::part(seed, x2apic.into()), x2apic, interrupts: false, made: 0 }
     }
 
     /// The next one.
@@ -67,19 +72,28 @@ impl Generator {
         match self.made % 32 {
             1 => return self.write(SVR, 0x1ff),
             2 => return self.write(TPR, 0),
-            3 => return Operation::Interrupts(true),
+            3 => {
+                self.interrupts = true;
+                return Operation::Interrupts(true);
+            }
             4 if self.made % 64 == 4 => return self.write(INITIAL_COUNT, 0xffff_ffff),
             _ => {}
         }
         let (vector, bits) = (self.vector(), self.random.bits());
         match self.random.below(100) {
             0..18 => self.write(EOI, 0),
+            18..25 if self.interrupts => {
+                Operation::Host(HostOperation::Remote(vector, bits & 7 == 0))
+            }
             18..27 => Operation::Host(HostOperation::Edge(vector)),
             27..32 => Operation::Host(HostOperation::Level(vector)),
             32..38 => self.write(TPR, bits & 0xff >> (bits >> 8 & 7)),
             38..42 => Operation::WriteCr8(bits >> 8 & 0xf >> (bits & 3)),
             42..44 => Operation::ReadCr8,
-            44..51 => Operation::Interrupts(bits.is_multiple_of(3)),
+            44..51 => {
+                self.interrupts = !bits.is_multiple_of(3);
+                Operation::Interrupts(self.interrupts)
+            }
             51..60 => self.command(),
             60..63 => self.self_ipi(),
             63..66 => {

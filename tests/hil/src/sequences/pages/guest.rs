@@ -9,6 +9,7 @@ use vlapic_sequences::vmx::List;
 use super::super::perform::perform;
 use super::super::shared;
 use super::deviation::WORDS;
+use super::remote;
 use crate::guest::{Apic, Context, Eoi, apic, cpu, hypercall};
 
 /// Asks for the next batch; 0 is the end.
@@ -65,8 +66,11 @@ pub(super) extern "C" fn program(context: &'static Context, x2apic: u64) -> u64 
 fn step(step: usize) {
     let Some(operation) = BATCH.lock().as_ref().map(|batch| batch.operations[step]) else { return };
     shared::clear();
-    let result = perform(operation, |_| {
-        hypercall::call(HOST_STEP, step as u64, 0);
+    let result = perform(operation, |operation| match operation {
+        HostOperation::Remote(vector, level) if remote::is_there() => remote::ask(vector, level),
+        _ => {
+            hypercall::call(HOST_STEP, step as u64, 0);
+        }
     });
     let batch = BATCH.lock();
     let mut seen = SEEN.lock();

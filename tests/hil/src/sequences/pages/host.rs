@@ -10,6 +10,7 @@ use vlapic_sequences::apic::{Generator, HostOperation, STEPS, UPCALL};
 use super::deviation::{Row, Rows, WORDS, is_compared};
 use super::guest::{BATCH, Batch, HOST_STEP, NEXT_BATCH, SEEN, Seen};
 use super::reference::Reference;
+use super::remote;
 use crate::cases::{Failure, Mode, Setting};
 use crate::hypervisor::{VirtualMachine, reference_slots};
 use crate::println;
@@ -108,6 +109,8 @@ fn host(machine: &VirtualMachine, operation: HostOperation) {
         HostOperation::Level(vector) => {
             machine.carry_out(0, machine.slot(0).request(vector, Trigger::Level))
         }
+        // There is no other CPU.
+        HostOperation::Remote(vector, level) => remote::request(machine, vector, level),
         HostOperation::Message { vector, lowest, destination } => {
             machine.send(&message(vector, lowest, destination), None);
         }
@@ -127,6 +130,7 @@ fn host_of_reference(reference: &mut Reference, operation: HostOperation) {
         HostOperation::Nothing => {}
         HostOperation::Edge(vector) => request(vector, Trigger::Edge),
         HostOperation::Level(vector) => request(vector, Trigger::Level),
+        HostOperation::Remote(vector, level) => request(vector, remote::trigger(level)),
         HostOperation::Message { vector, lowest, destination } => {
             reference.send(&message(vector, lowest, destination), None);
         }

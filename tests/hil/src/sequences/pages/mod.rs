@@ -4,6 +4,7 @@
 //! ```text
 //! guest       the guest carries out batches and keeps what it sees: it can read its page without an exit
 //! host        the host's part of a batch, and the comparison after it
+//! remote      another CPU that posts while the guest runs
 //! reference   the same vCPU in plain emulation, with no processor to help
 //! deviation   what the processor does otherwise, for which no driver can be blamed
 //! ```
@@ -12,6 +13,7 @@ mod deviation;
 mod guest;
 mod host;
 mod reference;
+mod remote;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -46,7 +48,10 @@ fn run(setting: Setting) -> Result<(), Failure> {
     drop(LocalApic::new(&machine.slots[1], true));
     host::begin(machine, setting, seed, batches)?;
     machine.set_program(0, guest::program, u64::from(setting.mode == Mode::X2Apic));
-    equal("line of the program", machine.run_here(0)?, 0u64)?;
+    remote::begin(machine);
+    let result = machine.run_here(0);
+    remote::end();
+    equal("line of the program", result?, 0u64)?;
     let summary = host::end();
     let (level, mode) = (setting.level.name(), setting.mode.name());
     println!(
