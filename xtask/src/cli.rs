@@ -141,6 +141,8 @@ pub(crate) enum Oracle {
     Kvm,
     /// The APICv of Bochs against our model of it, with no driver
     ApicvModel,
+    /// A guest under the driver on the APICv of Bochs against plain emulation
+    ApicvPage,
     /// The local APIC of the machine that the image runs on, without virtualization
     Native(NativeArgs),
 }

@@ -102,7 +102,7 @@ impl Findings {
     }
 
     /// Counts of one row add up: the image reports each mode by itself.
-    fn add(&mut self, row: &str, count: u64, reason: &str) {
+    pub(super) fn add(&mut self, row: &str, count: u64, reason: &str) {
         match self.deviations.iter_mut().find(|known| known.row == row) {
             Some(known) => known.count += count,
             None => self.deviations.push(Deviation {

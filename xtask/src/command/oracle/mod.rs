@@ -5,6 +5,7 @@
 //! findings by [`Findings::of_report`].
 
 mod apicv_model;
+mod apicv_page;
 mod findings;
 mod kvm;
 mod native;
@@ -15,6 +16,7 @@ use super::{Context, Verdict};
 use crate::cli::{Oracle, OracleArgs};
 
 pub(crate) use apicv_model::apicv_model;
+pub(crate) use apicv_page::apicv_page;
 pub(crate) use findings::{Findings, write_findings};
 pub(crate) use kvm::kvm;
 
@@ -31,9 +33,10 @@ pub(crate) struct Size {
 type Ask = fn(&Context, Size) -> Result<Vec<Findings>>;
 
 /// All oracles, in the order of the table.
-const ORACLES: [Ask; 4] = [
+const ORACLES: [Ask; 5] = [
     |context, size| Ok(vec![kvm(context, size)?]),
     |context, size| Ok(vec![apicv_model(context, size)?]),
+    |context, size| Ok(vec![apicv_page(context, size)?]),
     native::bochs,
     native::qemu,
 ];
@@ -48,6 +51,7 @@ pub(crate) fn run(context: &Context, arguments: &OracleArgs) -> Result<Verdict> 
         }
         Some(Oracle::Kvm) => vec![kvm(context, size)?],
         Some(Oracle::ApicvModel) => vec![apicv_model(context, size)?],
+        Some(Oracle::ApicvPage) => vec![apicv_page(context, size)?],
         Some(Oracle::Native(arguments)) => native::native(context, arguments, size)?,
     };
     context.print(&findings, |out| write_findings(out, &findings))?;

@@ -28,12 +28,15 @@ use crate::println;
 pub(crate) const CASES: &[Case] =
     &[Case { name: "apicv-page", cpus: 1, applies: |at| !at.level.is_svm(), run }];
 
-static OPERATIONS: AtomicU64 = AtomicU64::new(0);
+/// The operations of a run that is not told how many to make.
+const OPERATIONS: u64 = 10_000;
+
+static ASKED_OPERATIONS: AtomicU64 = AtomicU64::new(0);
 static SEED: AtomicU64 = AtomicU64::new(0);
 
 /// Takes `operations=` and `seed=`: operations of all levels and modes together.
 pub(crate) fn configure(line: &CommandLine) {
-    OPERATIONS.store(line.number("operations").unwrap_or(20_000), Ordering::Relaxed);
+    ASKED_OPERATIONS.store(line.number("operations").unwrap_or(OPERATIONS), Ordering::Relaxed);
     SEED.store(line.number("seed").unwrap_or(1), Ordering::Relaxed);
 }
 
@@ -41,7 +44,7 @@ fn run(setting: Setting) -> Result<(), Failure> {
     const LEVELS_AND_MODES: u64 = 10;
     let seed = SEED.load(Ordering::Relaxed);
     let batches =
-        OPERATIONS.load(Ordering::Relaxed).div_ceil(LEVELS_AND_MODES * STEPS as u64).max(1);
+        ASKED_OPERATIONS.load(Ordering::Relaxed).div_ceil(LEVELS_AND_MODES * STEPS as u64).max(1);
     let config = Config { on_call: host::on_call, ..Config::new(setting.level, 2) };
     let machine = VirtualMachine::new(config)?;
     // The other vCPU only receives: its APIC is there, and nothing runs on it.
