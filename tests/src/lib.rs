@@ -14,6 +14,7 @@ pub mod plain;
 pub mod reference;
 pub mod schedule;
 pub mod steps;
+pub mod svm_loop;
 
 /// The code in the documents is tested here, where all crates are at hand.
 #[cfg(doctest)]

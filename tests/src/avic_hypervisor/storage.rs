@@ -24,10 +24,10 @@ pub struct Storage {
     pages: Box<[ApicPage]>,
     permissions: Box<[MsrPermissions]>,
     pub(super) irtes: Box<[IrteCell]>,
-    pub(super) physical: Box<[PhysicalPage]>,
-    pub(super) logical: Box<LogicalPage>,
+    pub(crate) physical: Box<[PhysicalPage]>,
+    pub(crate) logical: Box<LogicalPage>,
     pub(super) log: Box<GaLogPage>,
-    pub(super) window: Window,
+    pub(crate) window: Window,
     behind_window: Box<[AtomicU32; 1024]>,
     /// The pending byte of each vCPU's upcall.
     pub pending: Box<[AtomicU8]>,
@@ -83,7 +83,7 @@ impl Storage {
         PAGES + 0x1000 * index as u64
     }
 
-    pub(super) const fn permissions_address(index: usize) -> u64 {
+    pub(crate) const fn permissions_address(index: usize) -> u64 {
         MSR_PERMISSIONS + 0x2000 * index as u64
     }
 
@@ -91,7 +91,7 @@ impl Storage {
         REMAPPING + 16 * index as u64
     }
 
-    pub(super) fn show_to<'m>(&'m self, memory: &Memory<'m>) {
+    pub(crate) fn show_to<'m>(&'m self, memory: &Memory<'m>) {
         for (index, page) in self.pages.iter().enumerate() {
             memory.add_dwords(Self::page_address(index), page.words());
             let permissions = self.permissions[index].words();
@@ -107,7 +107,7 @@ impl Storage {
     }
 
     /// No store of a guest has gone to the page behind the register window.
-    pub(super) fn window_untouched(&self) -> bool {
+    pub(crate) fn window_untouched(&self) -> bool {
         self.behind_window.iter().all(|word| word.load(Ordering::Relaxed) == 0)
     }
 }

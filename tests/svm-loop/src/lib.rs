@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+pub mod cases;
 mod injection;
 mod level;
 mod machine;
