@@ -1,5 +1,6 @@
 //! The cases that put machine and driver together: each runs at every level and in both modes where it applies.
 
+mod avic;
 mod base;
 mod contrast;
 mod errors;
@@ -123,6 +124,7 @@ const GROUPS: &[&[Case]] = &[
     startup::CASES,
     pins::CASES,
     base::CASES,
+    avic::CASES,
 ];
 
 /// Runs what the command line asks for; whether nothing failed.

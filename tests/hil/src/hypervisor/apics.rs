@@ -3,7 +3,7 @@
 use core::sync::atomic::AtomicU8;
 
 use apicv::{HostMode, PostedDescriptor, Posting};
-use avic::Backing;
+use avic::{Backing, Inhibit, Whereabouts};
 use vlapic_core::{
     ApicPage, Destination, DirectInbox, IllegalUpcallVector, Inbox, Message, Notify, Outcome, Pin,
     Receipt, Slot, Trigger, Vector, Vm,
@@ -170,6 +170,14 @@ impl AnySlot {
         either!(self, slot => slot.inbox().post(slot.page(), vector, Trigger::Edge))
     }
 
+    /// Whether a vCPU under `avic` sleeps.
+    pub(crate) fn is_blocked(self) -> bool {
+        match self {
+            Self::Backed(slot) => slot.inbox().whereabouts() == Whereabouts::Blocked,
+            _ => false,
+        }
+    }
+
     /// The inbox of a VM under `apicv`.
     pub(crate) fn posting(self) -> Option<&'static Posting<'static>> {
         match self {
@@ -196,6 +204,18 @@ impl VirtualMachine {
             Apics::Posted(group) => group.send(message, sender, tell),
             Apics::Direct(group) => group.send(message, sender, tell),
             Apics::Backed(group) => group.send(message, sender, tell),
+        }
+    }
+
+    /// Turns AVIC off for the VM, or lets it come back.
+    pub(crate) fn inhibit_avic(&self, on: bool) {
+        let Some(tables) = &self.tables else { return };
+        if !on {
+            tables.shared.allow(Inhibit::Disabled);
+            return;
+        }
+        for (index, notify) in tables.shared.inhibit(Inhibit::Disabled) {
+            self.notify(index, notify);
         }
     }
 

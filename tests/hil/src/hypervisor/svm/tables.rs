@@ -18,7 +18,7 @@ static MSR_PERMISSIONS: [MsrPermissions; MAX_VCPUS] = [const { MsrPermissions::n
 
 /// The tables of APIC IDs and the register window.
 pub(in super::super) struct Tables {
-    pub(super) shared: &'static Shared<'static>,
+    pub(in super::super) shared: &'static Shared<'static>,
     pub(super) window: &'static Window,
 }
 
