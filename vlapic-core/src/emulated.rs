@@ -21,7 +21,8 @@ pub struct Emulated<'s> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Injection {
     /// Inject this vector as an external interrupt. It has moved from IRR to ISR: if the entry
-    /// exits before it is delivered, inject it again.
+    /// exits before it is delivered, inject it again. It stays here, and nothing else is injected,
+    /// until [`Backend::after_exit`] says that an entry was made.
     pub vector: Option<Vector>,
     /// Exit as soon as the guest could take an external interrupt: another one waits.
     pub window: bool,
@@ -63,24 +64,26 @@ impl<'s> Backend<'s, Injection> for Emulated<'s> {
         input: EntryInput,
     ) -> Result<Entry, Infallible> {
         let prepared = self.apic.prepare(input.now);
-        let next = prepared.next(input.injecting);
-        let injects = next == Next::Enter && input.interruptible && !input.injecting;
+        let injecting = input.injecting || injection.vector.is_some();
+        let next = prepared.next(injecting);
+        let injects = next == Next::Enter && input.interruptible && !injecting;
         let injected = self.apic.nominate().filter(|&vector| {
             // Looking consumes nothing; only what is certain to be injected is committed.
             injects && self.apic.commit(vector)
         });
         let window = self.apic.nominate().is_some();
         let cr8 = self.apic.read_cr8() as u8;
-        *injection = Injection { vector: injected, window, cr8 };
+        *injection = Injection { vector: injected.or(injection.vector), window, cr8 };
         Ok(Entry::new(prepared, next, injected, self.svr_writes, input.now))
     }
 
     fn after_exit(
         &mut self,
-        _: &mut Injection,
+        injection: &mut Injection,
         (): &(),
         _: u64,
     ) -> Result<ExitOutcome, Infallible> {
+        injection.vector = None;
         Ok(ExitOutcome::NotOurs)
     }
 
@@ -149,5 +152,26 @@ mod tests {
         assert_eq!(vcpu.apic_mut().take_event(), Some(Event::Nmi));
         assert_eq!(entry(&mut vcpu, true), (Next::Enter, None, None), "the NMI itself");
         assert_eq!(entry(&mut vcpu, false), (Next::Enter, Vector::new(0x41), None));
+    }
+
+    #[test]
+    fn an_injection_waits_for_its_entry() {
+        let page = ApicPage::new();
+        let slot = Slot::new(&page, 0, Profile::intel(), DirectInbox);
+        let mut vcpu = Emulated::new(&slot, true);
+        let mut injection = Injection::default();
+        let input = EntryInput { now: 0, cpu: 0, interruptible: true, injecting: false };
+        page.write(Register::Svr, 0x1FF);
+        let _ = slot.request(0x41, Trigger::Edge);
+        assert_eq!(vcpu.before_entry(&mut injection, input).unwrap().injected, Vector::new(0x41));
+        // The entry is not made; meanwhile there is more.
+        let _ = slot.request(0x92, Trigger::Edge);
+        let _ = slot.receive(Delivery::Nmi);
+        let entry = vcpu.before_entry(&mut injection, input).unwrap();
+        assert_eq!((entry.next, entry.injected, entry.exit_by), (Next::Enter, None, Some(0)));
+        assert_eq!((injection.vector, injection.window), (Vector::new(0x41), true));
+        assert_eq!(vcpu.after_exit(&mut injection, &(), 0), Ok(ExitOutcome::NotOurs));
+        assert_eq!(injection.vector, None, "it was made");
+        assert_eq!(vcpu.before_entry(&mut injection, input).unwrap().next, Next::TakeEvent);
     }
 }

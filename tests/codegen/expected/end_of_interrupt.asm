@@ -189,7 +189,7 @@ L12:
     mov esi, [r8+rsi*4+0x180]
     test esi, edx
     je L14
-    cmp byte ptr [rax+0x2B], 0
+    cmp byte ptr [rax+0x2C], 0
     je L13
     mov eax, [r8+0xF0]
     test eax, 0x1000
