@@ -5,6 +5,7 @@ pub mod avic_model;
 pub mod contrast;
 pub mod demo;
 pub mod exhaustive;
+pub mod fuzz;
 pub mod hypervisor;
 pub mod manual;
 pub mod migrate;

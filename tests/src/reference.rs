@@ -55,22 +55,43 @@ impl Reference {
         let vm = Vm::new(slots).expect("slots in order");
         let vcpus = slots.iter().enumerate().map(|(index, slot)| Cpu::new(slot, index)).collect();
         let mut reference = Self { slots, vm, vcpus, now: 1000 };
-        for (index, slot) in slots.iter().enumerate() {
+        reference.start(mode);
+        reference
+    }
+
+    /// As new, in `mode`: RESET, and everything forgotten.
+    ///
+    /// # Panics
+    /// Not with a legal mode.
+    pub fn restart(&mut self, mode: Mode) {
+        self.now = 1000;
+        for (index, cpu) in self.vcpus.iter_mut().enumerate() {
+            cpu.apic.reset(index == 0);
+            cpu.pending.store(0, Ordering::SeqCst);
+            cpu.interrupt_flag = true;
+            cpu.run = if index == 0 { Run::Ready } else { Run::WaitsForSipi };
+            cpu.taken.clear();
+            cpu.broadcasts.clear();
+        }
+        self.start(mode);
+    }
+
+    fn start(&mut self, mode: Mode) {
+        for (index, slot) in self.slots.iter().enumerate() {
             if index > 0 {
                 let _ = slot.receive(Delivery::Init);
                 let _ = slot.receive(Delivery::Startup { page: 8 });
             }
-            reference.settle();
+            self.settle();
             if mode == Mode::X2Apic {
                 let base = slot.base().bits() | 1 << 10;
-                let answer = reference.execute(index, Op::Wrmsr(0x1b, base));
+                let answer = self.execute(index, Op::Wrmsr(0x1b, base));
                 assert_eq!(answer, Answer::Done);
             }
         }
-        for cpu in &mut reference.vcpus {
+        for cpu in &mut self.vcpus {
             cpu.events.clear();
         }
-        reference
     }
 
     /// Registers the upcall vector of every vCPU.

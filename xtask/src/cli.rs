@@ -58,6 +58,11 @@ pub(crate) enum Command {
     /// Ours, the floor and the peer of each row take turns in short chunks, so that a busy machine disturbs all of
     /// them; a figure is the median. Written to target/bench/ as well.
     Bench(BenchArgs),
+    /// Feed the drivers hostile input: operations, scribbled pages, made-up states, exits that say anything
+    ///
+    /// Coverage-guided, by libFuzzer, on the stock compiler; two targets at a time. What is found stays in
+    /// target/fuzz/corpus/ for the next run; an input that fails is written to target/fuzz/findings/.
+    Fuzz(FuzzArgs),
     /// Fetch the emulators the other commands use, without root
     ///
     /// Bochs is looked for on PATH (2.8 or newer) and else unpacked under target/tools/.
@@ -193,6 +198,21 @@ pub(crate) struct BenchArgs {
 
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FuzzArgs {
+    /// Only this target: operations, equivalence, scribble, import, vmx or svm
+    #[arg(long, value_name = "T")]
+    pub(crate) target: Option<String>,
+
+    /// How long each target runs
+    #[arg(long, value_name = "N", default_value_t = 600)]
+    pub(crate) seconds: u64,
+
+    /// Do not run: make the committed corpus anew from what runs have found, as small as covers the same
+    #[arg(long)]
+    pub(crate) minimise: bool,
 }
 
 #[derive(Debug, Args)]

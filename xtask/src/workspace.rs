@@ -63,6 +63,11 @@ impl Workspace {
         self.target.join("codegen")
     }
 
+    /// The fuzz targets, and what they have found; their own cargo target directory as well.
+    pub(crate) fn fuzz(&self) -> PathBuf {
+        self.target.join("fuzz")
+    }
+
     /// Release programs.
     pub(crate) fn release(&self) -> PathBuf {
         self.target.join("release")

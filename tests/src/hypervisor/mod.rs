@@ -29,6 +29,7 @@ mod vcpu;
 pub use config::{Config, Level};
 pub use guest::{Answer, Op};
 pub use storage::{KICK, NOTIFICATION, Storage, VECTORS, WAKEUP};
+pub(crate) use vcpu::prepared_region;
 pub use vcpu::{Run, VirtualCpu};
 
 use std::sync::Arc;

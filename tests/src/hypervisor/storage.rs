@@ -88,7 +88,7 @@ impl Storage {
         &self.bitmaps[index]
     }
 
-    pub(super) fn addresses(&self, index: usize) -> Addresses<'_> {
+    pub(crate) fn addresses(&self, index: usize) -> Addresses<'_> {
         let bitmap = PhysAddr::new(BITMAPS + 0x1000 * index as u64);
         let last = self.pid_pointers.len() - 1;
         Addresses {

@@ -104,7 +104,7 @@ impl<'m> VirtualCpu<'m> {
 }
 
 /// A VMCS as a hypervisor has it before the driver comes: external interrupts, HLT and the preemption timer exit.
-fn prepared_region(config: &Config) -> VmcsRegion {
+pub(crate) fn prepared_region(config: &Config) -> VmcsRegion {
     use controls::{exit, pin, primary};
     let mut region = VmcsRegion::with_default_controls(config.processor);
     region.set_bits(field::PIN_BASED, pin::EXTERNAL_INTERRUPT_EXITING | pin::PREEMPTION_TIMER);

@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod codegen;
 mod demo;
 mod exhaustive;
+pub(crate) mod fuzz;
 mod hil;
 mod image;
 pub(crate) mod oracle;
@@ -74,6 +75,7 @@ pub(crate) fn run(cli: &Cli) -> Result<Verdict> {
         Command::Oracle(arguments) => oracle::run(&context, arguments),
         Command::Exhaustive => exhaustive::run(&context),
         Command::Codegen(arguments) => codegen::run(&context, arguments),
+        Command::Fuzz(arguments) => fuzz::run(&context, arguments),
         Command::Setup(arguments) => setup::run(&context, arguments),
     }
 }

@@ -94,6 +94,11 @@ pub(crate) const STAGES: &[Stage] = &[
         work: |context, _| Ok(outcome_of(&exhaustive::all_words(context)?)),
     },
     Stage {
+        name: "fuzz",
+        about: "hostile input: the committed corpus, and some seconds more",
+        work: |context, _| fuzz(context),
+    },
+    Stage {
         name: "bench-gates",
         about: "instructions an operation, against the repository's numbers",
         work: |context, _| bench_gates(context),
@@ -119,6 +124,26 @@ pub(crate) const STAGES: &[Stage] = &[
         work: |_, _| Ok(machine::metal()),
     },
 ];
+
+/// One check a target: the corpus, then 6 seconds.
+fn fuzz(context: &Context) -> Result<Outcome> {
+    use super::fuzz::{Run, TARGETS, build, lacks, run_all};
+    if let Some(what) = lacks() {
+        return Ok(Outcome::skipped(what));
+    }
+    let fuzzers = build(context)?;
+    let mut outcome = Outcome::default();
+    for found in run_all(context, &fuzzers, &TARGETS, Run { seconds: 6, fresh: true })? {
+        match found.failure {
+            None => outcome.counts.passed += 1,
+            Some(failure) => {
+                outcome.counts.failed += 1;
+                outcome.failures.push(format!("{}: {failure}", found.target));
+            }
+        }
+    }
+    Ok(outcome)
+}
 
 /// One check an entry point, and one an expected listing.
 fn codegen(context: &Context) -> Result<Outcome> {

@@ -1,0 +1,4 @@
+//! See `vlapic_tests::fuzz::vmx`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| vlapic_tests::fuzz::vmx(data));
