@@ -88,8 +88,9 @@ impl<'s> Vcpu<'s> {
 
     /// Says how SVR writes come to notice. With anything that lets the guest store to its page
     /// unseen this must not stay at [`SvrWrites::Exit`].
-    pub const fn set_svr_writes(&mut self, svr_writes: SvrWrites) {
+    pub fn set_svr_writes(&mut self, svr_writes: SvrWrites) {
         self.svr_writes = svr_writes;
+        self.apic.set_unseen_writes(svr_writes != SvrWrites::Exit);
     }
 
     /// Whether the hypervisor wants an interrupt-window exit for an interrupt of its own (ExtINT).

@@ -122,6 +122,7 @@ impl<'s> Vcpu<'s> {
     /// unseen this must not stay at [`SvrWrites::Exit`].
     pub fn set_svr_writes(&mut self, svr_writes: SvrWrites) {
         self.svr_writes = svr_writes;
+        self.apic.set_unseen_writes(svr_writes != SvrWrites::Exit);
         self.set_valid();
     }
 

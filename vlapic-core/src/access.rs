@@ -105,6 +105,7 @@ impl Access {
 ///
 /// Where silicon is not known to fault, the write is let through and the bit dropped: LVT bits 12
 /// and 14 (read-only in xAPIC mode), SVR bit 9, and bit 12 of Intel's ICR.
+#[inline]
 #[must_use]
 pub const fn reserved_in_x2apic(register: Register, profile: &Profile) -> u64 {
     const HIGH: u64 = 0xFFFF_FFFF_0000_0000;
@@ -137,6 +138,7 @@ pub const fn reserved_in_x2apic(register: Register, profile: &Profile) -> u64 {
 
 /// The bits of `register` that keep what the guest writes to them; the others read as the
 /// manuals fix them (SDM Vol. 3A Table 10-1 and the register figures).
+#[inline]
 #[must_use]
 pub const fn stored_bits(register: Register, profile: &Profile) -> u32 {
     let amd = matches!(profile.vendor(), Vendor::Amd);

@@ -1,10 +1,14 @@
 //! What a write asks of the hypervisor.
 
+use static_assertions::const_assert;
+
 use crate::base::ApicBase;
 use crate::message::{Destination, Message};
 use crate::vector::Vector;
 
 /// What remains to be done after a register was written. The core calls nobody; it returns this.
+///
+/// It fits into two registers, so that returning one stores nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the hypervisor has to carry this out"]
 #[non_exhaustive]
@@ -24,9 +28,9 @@ pub enum Effect {
     /// IA32_APIC_BASE changed: remap the register window, reload the x2APIC MSR bitmap, change
     /// CPUID.1:EDX bit 9.
     BaseChanged {
-        /// The word before.
-        from: ApicBase,
         /// The word now.
         to: ApicBase,
     },
 }
+
+const_assert!(size_of::<Effect>() <= 16);

@@ -39,8 +39,9 @@ impl<'s> Emulated<'s> {
 
     /// Says how SVR writes come to notice. With anything that lets the guest store to its page
     /// unseen this must not stay at [`SvrWrites::Exit`].
-    pub const fn set_svr_writes(&mut self, svr_writes: SvrWrites) {
+    pub fn set_svr_writes(&mut self, svr_writes: SvrWrites) {
         self.svr_writes = svr_writes;
+        self.apic.set_unseen_writes(svr_writes != SvrWrites::Exit);
     }
 }
 

@@ -138,6 +138,19 @@ impl Icr {
     #[inline]
     #[must_use]
     pub fn command(self, mode: Mode, profile: &Profile) -> IcrCommand {
+        if self.delivery_mode() != 0 || self.trigger() == Trigger::Level {
+            return self.rare_command(mode, profile);
+        }
+        let vector = self.vector();
+        if Vector::new(vector).is_none() {
+            return IcrCommand::IllegalVector;
+        }
+        let delivery = Delivery::Fixed { vector, trigger: Trigger::Edge };
+        IcrCommand::Send(Message { delivery, destination: self.destination(mode) })
+    }
+
+    /// Any but a fixed, edge-triggered interrupt.
+    fn rare_command(self, mode: Mode, profile: &Profile) -> IcrCommand {
         let amd = profile.vendor() == Vendor::Amd;
         let xapic = mode != Mode::X2Apic;
         let level = self.trigger() == Trigger::Level;
@@ -178,12 +191,14 @@ impl Icr {
 impl<I: Inbox> Slot<'_, I> {
     /// The whole ICR, from where the vendor keeps it: in x2APIC mode Intel has one 64-bit word at
     /// 300, AMD keeps the halves at 300 and 310 (SDM Vol. 3C 29.5; APM Vol. 2 15.29.10).
+    #[inline]
     #[must_use]
     pub fn icr(&self) -> Icr {
         let page = self.page();
         Icr::from_halves(page.read(Register::IcrLow), page.load(self.icr_high_offset()))
     }
 
+    #[inline]
     pub(crate) fn icr_high_offset(&self) -> u16 {
         match (self.profile().vendor(), self.mode()) {
             (Vendor::Intel, Mode::X2Apic) => 0x304,

@@ -206,6 +206,11 @@ impl Latches {
         self.load() & PIN_REMOTE_IRR << pin as u32 != 0
     }
 
+    #[inline]
+    pub(crate) fn any_remote_irr(&self) -> bool {
+        self.load() & (PIN_REMOTE_IRR * 3) != 0
+    }
+
     pub(crate) fn set_remote_irr(&self, pin: Pin, set: bool) {
         let bit = PIN_REMOTE_IRR << pin as u32;
         if set {

@@ -23,6 +23,7 @@ mod backend;
 mod base;
 mod configure;
 mod destination;
+mod directory;
 mod display;
 mod effect;
 mod emulated;
@@ -40,12 +41,14 @@ mod mmio;
 mod msi;
 mod msr;
 mod page;
+mod plain;
 mod priority;
 mod profile;
 mod register;
 mod slot;
 pub mod state;
 mod svr;
+mod targets;
 mod timer;
 mod upcall;
 mod vector;
@@ -59,6 +62,7 @@ pub use backend::{
 };
 pub use base::{ApicBase, IA32_APIC_BASE, Mode};
 pub use configure::{Configure, Probe};
+pub use directory::Directory;
 pub use display::Display;
 pub use effect::Effect;
 pub use emulated::{Emulated, Injection};
@@ -79,11 +83,12 @@ pub use profile::{ClockRatio, Profile, Vendor};
 pub use register::{Bank, LvtEntry, Register};
 pub use slot::{Outcome, Receipt, Slot};
 pub use svr::Svr;
+pub use targets::{Deliveries, Targets};
 pub use timer::IA32_TSC_DEADLINE;
 pub use upcall::{IllegalUpcallVector, RefusedUpcall};
 pub use vector::{Trigger, Vector};
 pub use vectors::VectorSet;
-pub use vm::{Deliveries, Targets, Vm, VmError};
+pub use vm::{Vm, VmError};
 
 /// The README's example is a test.
 #[cfg(doctest)]

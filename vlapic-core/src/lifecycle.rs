@@ -23,6 +23,7 @@ impl<I: Inbox> LocalApic<'_, I> {
         self.slot.set_base(ApicBase::reset(bootstrap));
         self.clear();
         self.slot.write_id();
+        self.list();
         self.slot.upcall.reset();
     }
 
@@ -41,6 +42,7 @@ impl<I: Inbox> LocalApic<'_, I> {
         if self.slot.mode() == Mode::XApic && self.slot.profile().xapic_id_writable() {
             page.write(Register::Id, id);
         }
+        self.list();
         // After IRR is empty: whoever pays the debt from here on pays in the new life.
         self.slot.upcall.init(self.slot.refused_upcall);
     }
@@ -85,7 +87,8 @@ impl<I: Inbox> LocalApic<'_, I> {
             }
             _ => self.slot.set_base(to),
         }
-        Ok(Effect::BaseChanged { from, to })
+        self.list();
+        Ok(Effect::BaseChanged { to })
     }
 
     /// Puts every register into its reset state, and drops the timer with everything else that the page

@@ -8,6 +8,7 @@ use crate::effect::Effect;
 use crate::inbox::Inbox;
 use crate::latches::{Event, Pin};
 use crate::lvt::{Lvt, LvtDelivery};
+use crate::priority::processor_priority;
 use crate::profile::Profile;
 use crate::register::{LvtEntry, Register};
 use crate::slot::{Outcome, Slot};
@@ -35,6 +36,8 @@ pub struct LocalApic<'s, I> {
     pub(crate) timer: Timer,
     /// The guest's pending byte, once it is known.
     pending: Option<&'s AtomicU8>,
+    /// The guest may store to its page with nobody told.
+    unseen_writes: bool,
 }
 
 /// What [`LocalApic::prepare`] found.
@@ -74,9 +77,10 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     /// `bootstrap` makes the vCPU the BSP; others wait for INIT and SIPI.
     #[must_use]
     pub fn new(slot: &'s Slot<'s, I>, bootstrap: bool) -> Self {
-        let mut apic = Self { slot, timer: Timer::default(), pending: None };
+        let mut apic = Self { slot, timer: Timer::default(), pending: None, unseen_writes: false };
         if slot.latches.adopt(!bootstrap) {
             slot.set_base(ApicBase::reset(bootstrap));
+            apic.list();
         } else {
             apic.reset(bootstrap);
         }
@@ -147,6 +151,7 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     #[inline]
     pub fn prepare(&mut self, now: u64) -> Prepared {
         self.pass_time(now);
+        self.list();
         if !self.slot.page().svr().software_enabled() {
             self.mask_entries();
         }
@@ -170,9 +175,23 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     #[inline]
     #[must_use]
     pub fn nominate(&self) -> Option<Vector> {
-        let vector = self.highest_request()?;
-        (self.slot.delivers() && vector.class() > self.processor_priority() & 0xF0)
-            .then_some(vector)
+        if !self.slot.delivers() {
+            return None;
+        }
+        if self.has_interrupt_enables() {
+            let vector = self.highest_request()?;
+            return (vector.class() > self.processor_priority() & 0xF0).then_some(vector);
+        }
+        let page = self.slot.page();
+        let vector = page.irr().highest_above_classes_of(page.isr())?;
+        (vector.class() > page.read(Register::Tpr) as u8 & 0xF0).then_some(vector)
+    }
+
+    /// AMD's IER counts.
+    #[inline]
+    fn has_interrupt_enables(&self) -> bool {
+        self.slot.profile().extended_space()
+            && self.slot.page().read(Register::ExtendedControl) & 1 != 0
     }
 
     /// The highest vector in IRR whatever PPR says; on AMD without those that IER leaves out.
@@ -180,7 +199,7 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     #[must_use]
     pub fn highest_request(&self) -> Option<Vector> {
         let page = self.slot.page();
-        if self.slot.profile().extended_space() && page.read(Register::ExtendedControl) & 1 != 0 {
+        if self.has_interrupt_enables() {
             let ier = VectorSet::new(page, 0x480);
             return page.irr().highest_of(|index, word| word & ier.bank(index));
         }
@@ -213,11 +232,15 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     /// An EOI: the highest vector leaves ISR and PPR follows. A level-triggered one is broadcast,
     /// unless SVR bit 12 suppresses it. Without a vector in service nothing happens (SDM Vol. 3A
     /// 10.8.5).
+    #[inline]
     pub fn end_of_interrupt(&mut self) -> Effect {
-        match self.slot.page().isr().highest() {
-            Some(vector) => self.end_of(vector),
-            None => Effect::None,
-        }
+        let page = self.slot.page();
+        let Some((vector, next)) = page.isr().take_highest_owned() else {
+            return Effect::None;
+        };
+        let tpr = page.read(Register::Tpr) as u8;
+        page.write(Register::Ppr, u32::from(processor_priority(tpr, next)));
+        self.after_virtual_eoi(vector)
     }
 
     pub(crate) fn end_of(&mut self, vector: Vector) -> Effect {
@@ -227,17 +250,30 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     }
 
     /// What is left of an EOI when hardware has already taken `vector` out of ISR (exit 45).
+    #[inline]
     pub fn after_virtual_eoi(&mut self, vector: Vector) -> Effect {
-        let page = self.slot.page();
         // Not asked of TMR: an edge of the same vector, accepted since, has cleared its bit.
+        if self.slot.latches.any_remote_irr() {
+            self.release_pins(vector);
+        }
+        if !self.slot.page().tmr().contains(vector) {
+            return Effect::None;
+        }
+        self.end_of_level(vector)
+    }
+
+    /// The pins that waited for the EOI of `vector` may interrupt again.
+    #[cold]
+    fn release_pins(&self, vector: Vector) {
         for (pin, entry) in PINS {
             if self.slot.latches.remote_irr(pin) && self.slot.lvt(entry).vector() == vector.get() {
                 self.clear_remote_irr(pin, entry);
             }
         }
-        if !page.tmr().contains(vector) {
-            return Effect::None;
-        }
+    }
+
+    fn end_of_level(&self, vector: Vector) -> Effect {
+        let page = self.slot.page();
         if self.slot.profile().eoi_suppression() && page.svr().eoi_broadcast_suppressed() {
             Effect::None
         } else {
@@ -250,7 +286,7 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     #[inline]
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        if self.timer == Timer::default() {
+        if self.timer.idle() {
             return None;
         }
         self.timer.next_expiry(self.timer_settings())
@@ -274,6 +310,20 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
         self.slot.latches.pin_level(Pin::Lint0) && self.passes_external_interrupts()
     }
 
+    /// Says whether the guest may store to the registers of its page with nobody told; the backends say
+    /// it with [`SvrWrites`](crate::SvrWrites). The VM's [`Directory`](crate::Directory) then does not
+    /// count on what it knows of this APIC.
+    pub fn set_unseen_writes(&mut self, unseen: bool) {
+        self.unseen_writes = unseen;
+        self.list();
+    }
+
+    /// Has the VM's directory follow the page.
+    #[inline]
+    pub(crate) fn list(&self) {
+        self.slot.list(self.unseen_writes);
+    }
+
     /// PPR: [`Slot::processor_priority`].
     #[inline]
     #[must_use]
@@ -289,7 +339,14 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     /// Lets time pass and delivers the timer's interrupt if it fired.
     #[inline]
     pub(crate) fn pass_time(&mut self, now: u64) {
-        if self.timer != Timer::default() && self.timer.advance(now, self.timer_settings()) {
+        if self.timer.due(now) {
+            self.advance_timer(now);
+        }
+    }
+
+    #[cold]
+    fn advance_timer(&mut self, now: u64) {
+        if self.timer.advance(now, self.timer_settings()) {
             // The owner is here and will look: nobody has to be told.
             let _ = self.slot.local_event(LvtEntry::Timer);
         }

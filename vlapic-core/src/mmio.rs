@@ -6,6 +6,7 @@ use crate::effect::Effect;
 use crate::esr::Errors;
 use crate::inbox::Inbox;
 use crate::local::LocalApic;
+use crate::plain;
 use crate::profile::Vendor;
 use crate::register::Register;
 
@@ -66,7 +67,17 @@ impl<I: Inbox> LocalApic<'_, I> {
     /// bytes of a slot get that part of the register; all others get zero and do nothing.
     /// Reserved registers read zero and set ESR bit 7. If the APIC is not in xAPIC mode there is
     /// no window and all bits read as one (SDM Vol. 3A 10.4.1, 10.12.2).
+    #[inline]
     pub fn read_mmio(&mut self, offset: u16, width: Width, now: u64) -> u64 {
+        let index = u32::from(offset >> 4);
+        let usual = width == Width::Dword && offset & 0xF == 0 && self.slot.mode() == Mode::XApic;
+        if usual && plain::in_memory(index) && !self.timer.due(now) {
+            return u64::from(plain::read(self.slot.page(), index));
+        }
+        self.read_mmio_unusual(offset, width, now)
+    }
+
+    fn read_mmio_unusual(&mut self, offset: u16, width: Width, now: u64) -> u64 {
         if self.slot.mode() != Mode::XApic {
             return width.mask();
         }
@@ -87,10 +98,37 @@ impl<I: Inbox> LocalApic<'_, I> {
     /// Only aligned 4-byte writes count; others are ignored, as are writes to read-only
     /// registers. Reserved registers set ESR bit 7. If the APIC is not in xAPIC mode there is no
     /// window and the write goes nowhere.
+    #[inline]
     pub fn write_mmio(&mut self, offset: u16, width: Width, value: u64, now: u64) -> Effect {
         if self.slot.mode() != Mode::XApic || width != Width::Dword || offset & 0xF != 0 {
             return Effect::None;
         }
+        // The registers of the interrupt path, which every profile has and lets a guest write.
+        match offset & 0xFF0 {
+            0x080 => {
+                self.pass_time(now);
+                self.store_guest(Register::Tpr, value as u32);
+                self.after_tpr()
+            }
+            0x0B0 => {
+                self.pass_time(now);
+                self.after_eoi()
+            }
+            0x300 => {
+                self.pass_time(now);
+                self.store_guest(Register::IcrLow, value as u32);
+                self.after_icr_low()
+            }
+            0x310 => {
+                self.pass_time(now);
+                self.store_guest(Register::IcrHigh, value as u32);
+                self.keep_stored_bits(Register::IcrHigh)
+            }
+            _ => self.write_mmio_unusual(offset, value, now),
+        }
+    }
+
+    fn write_mmio_unusual(&mut self, offset: u16, value: u64, now: u64) -> Effect {
         let Some(register) = Register::at(offset & 0xFF0) else {
             return self.illegal_register();
         };
@@ -127,6 +165,7 @@ impl<I: Inbox> LocalApic<'_, I> {
     }
 
     /// Stores what the guest wrote; `after_write` puts right what it may not change.
+    #[inline]
     pub(crate) fn store_guest(&self, register: Register, value: u32) {
         self.slot.page().write(register, value);
     }

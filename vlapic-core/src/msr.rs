@@ -6,6 +6,7 @@ use crate::effect::Effect;
 use crate::fault::Fault;
 use crate::inbox::Inbox;
 use crate::local::LocalApic;
+use crate::plain;
 use crate::register::Register;
 use crate::timer::IA32_TSC_DEADLINE;
 
@@ -22,7 +23,17 @@ impl<I: Inbox> LocalApic<'_, I> {
     /// # Errors
     /// #GP for an MSR that does not exist in the APIC's mode, for a write-only one, and for an
     /// MSR that is not the APIC's ([`is_apic_msr`]). SDM Vol. 3A 10.12.1.2; APM Vol. 2 16.11.
+    #[inline]
     pub fn read_msr(&mut self, msr: u32, now: u64) -> Result<u64, Fault> {
+        let index = msr.wrapping_sub(0x800);
+        let usual = plain::in_msrs(index) && self.slot.mode() == Mode::X2Apic;
+        if usual && !self.timer.due(now) {
+            return Ok(u64::from(plain::read(self.slot.page(), index)));
+        }
+        self.read_msr_unusual(msr, now)
+    }
+
+    fn read_msr_unusual(&mut self, msr: u32, now: u64) -> Result<u64, Fault> {
         match msr {
             IA32_APIC_BASE => Ok(self.slot.base().bits()),
             IA32_TSC_DEADLINE if self.slot.profile().tsc_deadline() => {
@@ -45,7 +56,40 @@ impl<I: Inbox> LocalApic<'_, I> {
     /// #GP, with nothing changed, for an MSR that does not exist in the APIC's mode, for a
     /// read-only one, for a reserved bit, and for an MSR that is not the APIC's
     /// ([`is_apic_msr`]). SDM Vol. 3A 10.12.1.2 and Table 10-6; APM Vol. 2 16.11.
+    #[inline]
     pub fn write_msr(&mut self, msr: u32, value: u64, now: u64) -> Result<Effect, Fault> {
+        // The registers of the interrupt path, which every profile has and lets a guest write.
+        let register = match msr {
+            0x808 => Register::Tpr,
+            0x80B => Register::Eoi,
+            0x830 => Register::IcrLow,
+            0x83F => Register::SelfIpi,
+            _ => return self.write_msr_unusual(msr, value, now),
+        };
+        let legal = value & reserved_in_x2apic(register, self.slot.profile()) == 0;
+        if !legal || self.slot.mode() != Mode::X2Apic {
+            return Err(Fault::GeneralProtection);
+        }
+        self.pass_time(now);
+        Ok(match register {
+            Register::Tpr => {
+                self.store_guest(register, value as u32);
+                self.after_tpr()
+            }
+            Register::IcrLow => {
+                self.slot.page().store(self.slot.icr_high_offset(), (value >> 32) as u32);
+                self.store_guest(register, value as u32);
+                self.after_icr_low()
+            }
+            Register::SelfIpi => {
+                self.store_guest(register, value as u32);
+                self.after_self_ipi()
+            }
+            _ => self.after_eoi(),
+        })
+    }
+
+    fn write_msr_unusual(&mut self, msr: u32, value: u64, now: u64) -> Result<Effect, Fault> {
         match msr {
             IA32_APIC_BASE => {
                 self.pass_time(now);
@@ -60,9 +104,6 @@ impl<I: Inbox> LocalApic<'_, I> {
                     return Err(Fault::GeneralProtection);
                 }
                 self.pass_time(now);
-                if register == Register::IcrLow {
-                    self.slot.page().store(self.slot.icr_high_offset(), (value >> 32) as u32);
-                }
                 self.store_guest(register, value as u32);
                 Ok(self.after_write(register, now))
             }

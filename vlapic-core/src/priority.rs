@@ -5,6 +5,12 @@ use crate::register::Register;
 use crate::slot::Slot;
 use crate::vector::Vector;
 
+/// PPR from TPR and the class of the highest vector in service, 0 if there is none.
+#[inline]
+pub(crate) const fn processor_priority(tpr: u8, in_service: u8) -> u8 {
+    if tpr & 0xF0 >= in_service { tpr } else { in_service }
+}
+
 impl<I: Inbox> Slot<'_, I> {
     /// PPR from TPR and ISR: TPR if its class is at least that of the highest vector in service,
     /// else that vector's class (SDM Vol. 3A 10.8.3.1).
@@ -12,8 +18,7 @@ impl<I: Inbox> Slot<'_, I> {
     #[must_use]
     pub fn processor_priority(&self) -> u8 {
         let tpr = self.page().read(Register::Tpr) as u8;
-        let in_service = self.page().isr().highest().map_or(0, Vector::class);
-        if tpr & 0xF0 >= in_service { tpr } else { in_service }
+        processor_priority(tpr, self.page().isr().highest().map_or(0, Vector::class))
     }
 
     /// APR: the class of TPR, ISR or IRR, whichever is highest, and TPR's sub-class if it is TPR's

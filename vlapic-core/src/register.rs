@@ -175,6 +175,7 @@ impl Register {
     }
 
     /// The offset of the register's 16-byte slot in the page, in bytes.
+    #[inline]
     #[must_use]
     pub const fn offset(self) -> u16 {
         match self {

@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::access::stored_bits;
 use crate::base::{ApicBase, Mode};
+use crate::directory::Listed;
 use crate::esr::Errors;
 use crate::inbox::{Inbox, Notify};
 use crate::latches::{Latches, Pin};
@@ -30,6 +31,7 @@ pub struct Slot<'p, I> {
     pub(crate) upcall: Upcall,
     pub(crate) refused_upcall: RefusedUpcall,
     inbox: I,
+    pub(crate) listed: Listed<'p>,
 }
 
 /// What became of a message at its target, and how the target is to be told.
@@ -84,6 +86,7 @@ impl<'p, I: Inbox> Slot<'p, I> {
             upcall: Upcall::new(),
             refused_upcall: RefusedUpcall::Owed,
             inbox,
+            listed: Listed::nowhere(),
         };
         slot.clear();
         slot.write_id();
@@ -192,6 +195,7 @@ impl<'p, I: Inbox> Slot<'p, I> {
     ///
     /// INIT, SIPI, NMI, SMI and ExtINT reach an APIC that is software-disabled. Of ExtINT the APM
     /// says so in Vol. 2 16.5 and the contrary in 16.3.1; it is treated as the other latches are.
+    #[inline]
     pub fn receive(&self, delivery: Delivery) -> Receipt {
         match delivery {
             Delivery::Fixed { vector, trigger } | Delivery::LowestPriority { vector, trigger } => {

@@ -13,11 +13,20 @@ use crate::profile::ClockRatio;
 pub const IA32_TSC_DEADLINE: u32 = 0x6E0;
 
 /// The timer's phase.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timer {
     counting: Option<Counting>,
     /// IA32_TSC_DEADLINE; zero is disarmed.
     deadline: u64,
+    /// Before this time [`Self::advance`] has nothing to do, whatever the mode. Follows from the
+    /// others and is looked at in every access, so it is worked out when they change.
+    due: u64,
+}
+
+impl Default for Timer {
+    fn default() -> Self {
+        Self::of(None, 0)
+    }
 }
 
 /// A count that runs: `count` divided ticks were left at time `origin`.
@@ -62,7 +71,25 @@ impl Timer {
     /// The timer of a restored state. `phase.shift` is below 8.
     pub(crate) fn from_parts(phase: Phase, deadline: u64, clock: ClockRatio) -> Self {
         let counting = Counting::new(phase.origin, phase.count, phase.shift & 7, clock);
-        Self { counting, deadline }
+        Self::of(counting, deadline)
+    }
+
+    fn of(counting: Option<Counting>, deadline: u64) -> Self {
+        let expiry = counting.map_or(u64::MAX, |counting| counting.expiry);
+        let armed = if deadline == 0 { u64::MAX } else { deadline };
+        Self { counting, deadline, due: expiry.min(armed) }
+    }
+
+    /// Whether time has come to a point where [`Self::advance`] may have something to do.
+    #[inline]
+    pub(crate) const fn due(&self, now: u64) -> bool {
+        now >= self.due
+    }
+
+    /// Whether no count runs and no deadline is set.
+    #[inline]
+    pub(crate) const fn idle(&self) -> bool {
+        self.counting.is_none() && self.deadline == 0
     }
 
     /// The phase of the count; all zero if none runs.
@@ -76,16 +103,17 @@ impl Timer {
 
     /// Initial count written. In TSC-deadline mode the write is ignored, which the caller sees to.
     pub(crate) fn start(&mut self, now: u64, settings: Settings) {
-        self.counting = Counting::new(now, settings.initial_count, settings.shift, settings.clock);
+        let count = settings.initial_count;
+        *self = Self::of(Counting::new(now, count, settings.shift, settings.clock), self.deadline);
     }
 
     /// LVT timer written. One-shot and periodic change into each other without disturbing the
     /// count; in and out of TSC-deadline mode everything is disarmed.
     pub(crate) fn mode_written(&mut self, mode: TimerMode) {
-        match mode {
-            TimerMode::TscDeadline => self.counting = None,
-            _ => self.deadline = 0,
-        }
+        *self = match mode {
+            TimerMode::TscDeadline => Self::of(None, self.deadline),
+            _ => Self::of(self.counting, 0),
+        };
     }
 
     /// Divide configuration written: the count goes on from where it stands, at the new rate.
@@ -96,14 +124,15 @@ impl Timer {
             && counting.shift != settings.shift
         {
             let count = self.current_count(now, settings);
-            self.counting = Counting::new(now, count, settings.shift, settings.clock);
+            let counting = Counting::new(now, count, settings.shift, settings.clock);
+            *self = Self::of(counting, self.deadline);
         }
     }
 
     /// WRMSR of IA32_TSC_DEADLINE; ignored outside TSC-deadline mode.
     pub(crate) fn set_deadline(&mut self, deadline: u64, mode: TimerMode) {
         if mode == TimerMode::TscDeadline {
-            self.deadline = deadline;
+            *self = Self::of(self.counting, deadline);
         }
     }
 
@@ -142,7 +171,7 @@ impl Timer {
             TimerMode::TscDeadline => {
                 let fired = self.deadline != 0 && self.deadline <= now;
                 if fired {
-                    self.deadline = 0;
+                    *self = Self::of(self.counting, 0);
                 }
                 fired
             }
@@ -153,11 +182,9 @@ impl Timer {
                 if now < counting.expiry {
                     return false;
                 }
-                self.counting = if settings.mode == TimerMode::Periodic {
-                    counting.reload(now, settings)
-                } else {
-                    None
-                };
+                let periodic = settings.mode == TimerMode::Periodic;
+                let counting = if periodic { counting.reload(now, settings) } else { None };
+                *self = Self::of(counting, self.deadline);
                 true
             }
             TimerMode::Reserved => false,

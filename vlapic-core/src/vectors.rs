@@ -129,6 +129,38 @@ impl<'p> VectorSet<'p> {
         })
     }
 
+    /// The highest vector, if nothing in `above` is of its class or a higher one.
+    #[inline]
+    pub(crate) fn highest_above_classes_of(self, above: Self) -> Option<Vector> {
+        for index in (0..8).rev() {
+            let (own, other) = (self.bank(index), above.bank(index));
+            if own | other != 0 {
+                let top = 31u32.checked_sub(own.leading_zeros())?;
+                // A bank is two classes: bit 4 of the vector says which.
+                let free = other >> (top & 16) == 0;
+                return Vector::new((index as u32 * 32 + top) as u8).filter(|_| free);
+            }
+        }
+        None
+    }
+
+    /// For the owner: removes the highest vector by a plain store. It, and the class of the next one,
+    /// 0 if there is none.
+    #[inline]
+    pub(crate) fn take_highest_owned(self) -> Option<(Vector, u8)> {
+        for index in (0..8).rev() {
+            let word = self.bank(index);
+            if let Some(top) = 31u32.checked_sub(word.leading_zeros()) {
+                let vector = Vector::new((index as u32 * 32 + top) as u8)?;
+                self.remove_owned(vector);
+                let left = word & !bit(vector);
+                let below = || (0..index).rev().find_map(|index| class(index, self.bank(index)));
+                return Some((vector, class(index, left).or_else(below).unwrap_or(0)));
+            }
+        }
+        None
+    }
+
     #[inline]
     fn word(self, vector: Vector) -> &'p AtomicU32 {
         self.bank_word(usize::from(vector.get() >> 5))
@@ -143,6 +175,16 @@ impl<'p> VectorSet<'p> {
 #[inline]
 const fn bit(vector: Vector) -> u32 {
     1 << (vector.get() & 31)
+}
+
+/// The class of the highest vector in bank `index`.
+#[inline]
+const fn class(index: usize, word: u32) -> Option<u8> {
+    match word {
+        0 => None,
+        0x1_0000.. => Some((index as u8) << 5 | 0x10),
+        _ => Some((index as u8) << 5),
+    }
 }
 
 #[inline]
@@ -186,6 +228,29 @@ mod tests {
         page.store(0x200, 0x0001_FFFF);
         assert_eq!(page.irr().highest(), Some(Vector::LOWEST));
         assert_eq!(page.irr().iter().count(), 1);
+    }
+
+    #[test]
+    fn one_pass_says_what_two_say() {
+        // All pairs of one request and one in service, and each alone.
+        for requested in 15..=255u8 {
+            for serving in 15..=255u8 {
+                let page = ApicPage::new();
+                let (request, service) = (Vector::new(requested), Vector::new(serving));
+                request.map(|vector| page.irr().insert(vector));
+                if let Some(vector) = service {
+                    page.isr().insert_owned(vector);
+                    page.isr().insert_owned(Vector::LOWEST);
+                }
+                let class = service.map_or(0, Vector::class);
+                let expected = request.filter(|vector| vector.class() > class);
+                assert_eq!(page.irr().highest_above_classes_of(page.isr()), expected);
+                let next = if serving == 16 { 0 } else { 0x10 };
+                let taken = page.isr().take_highest_owned();
+                assert_eq!(taken, service.map(|vector| (vector, next)));
+                assert_eq!(page.isr().highest().is_some(), service.is_some() && next != 0);
+            }
+        }
     }
 
     #[test]

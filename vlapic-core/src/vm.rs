@@ -1,18 +1,25 @@
 //! All vCPUs of a VM: who gets a message.
 
-use crate::base::Mode;
+use crate::directory::Directory;
 use crate::inbox::{Inbox, Notify};
-use crate::message::{Address, Delivery, Destination, Message};
+use crate::message::{Destination, Message};
 use crate::profile::Vendor;
-use crate::slot::{Outcome, Receipt, Slot};
+use crate::slot::Slot;
+use crate::targets::{Deliveries, Targets};
 use crate::vector::Vector;
 
 /// The APICs of a VM, over storage that the hypervisor owns.
 ///
 /// A vCPU is named by its index in the slice. Routing holds no copy of anything: every candidate's
-/// own page and IA32_APIC_BASE say whether a message is for it.
+/// own page and IA32_APIC_BASE say whether a message is for it. A [`Directory`] says whom to ask.
 pub struct Vm<'s, I> {
     slots: &'s [Slot<'s, I>],
+    highest_id: u32,
+    /// The APIC with ID n is vCPU n.
+    dense: bool,
+    /// Guests may change their xAPIC IDs.
+    rewritable: bool,
+    directory: Option<&'s Directory>,
 }
 
 /// Why a slice of slots is not a VM.
@@ -26,6 +33,8 @@ pub enum VmError {
     /// The slot at this index differs from the first in vendor, or in whether its xAPIC ID can be
     /// rewritten: routing takes all APICs of a VM to be of one model.
     MixedModels(usize),
+    /// The slot at this index was not made with the directory of the first.
+    OtherDirectory(usize),
 }
 
 impl core::fmt::Display for VmError {
@@ -33,6 +42,7 @@ impl core::fmt::Display for VmError {
         match self {
             Self::NotAscending(index) => write!(f, "x2APIC IDs do not ascend at slot {index}"),
             Self::MixedModels(index) => write!(f, "slot {index} is of another model"),
+            Self::OtherDirectory(index) => write!(f, "slot {index} has another directory"),
             Self::TooMany => write!(f, "more than {} vCPUs", Vm::<()>::MAX_VCPUS),
         }
     }
@@ -79,7 +89,18 @@ impl<'s, I: Inbox> Vm<'s, I> {
                 return Err(VmError::MixedModels(index + 1));
             }
         }
-        Ok(Self { slots })
+        let highest_id = slots.last().map_or(0, Slot::x2apic_id);
+        let dense = highest_id as usize + 1 == slots.len();
+        let rewritable = slots.first().is_some_and(|slot| slot.profile().xapic_id_writable());
+        let directory = slots.first().and_then(Slot::directory);
+        let other = |slot: &Slot<'s, I>| match (slot.directory(), directory) {
+            (Some(one), Some(other)) => !core::ptr::eq(one, other),
+            (one, other) => one.is_some() != other.is_some(),
+        };
+        if let Some(index) = slots.iter().position(other) {
+            return Err(VmError::OtherDirectory(index));
+        }
+        Ok(Self { slots, highest_id, dense, rewritable, directory })
     }
 
     /// The slots, by vCPU index.
@@ -95,18 +116,24 @@ impl<'s, I: Inbox> Vm<'s, I> {
         self.slots.get(index)
     }
 
-    fn highest_id(&self) -> u32 {
-        self.slots.last().map_or(0, Slot::x2apic_id)
+    pub(crate) const fn highest_id(&self) -> u32 {
+        self.highest_id
+    }
+
+    pub(crate) const fn rewritable(&self) -> bool {
+        self.rewritable
+    }
+
+    pub(crate) const fn directory(&self) -> Option<&'s Directory> {
+        self.directory
     }
 
     /// The vCPU with x2APIC ID `id`.
     #[inline]
     #[must_use]
     pub fn index_of(&self, id: u32) -> Option<usize> {
-        // Most VMs number their vCPUs by ID.
-        let dense = id as usize;
-        if self.slots.get(dense).is_some_and(|slot| slot.x2apic_id() == id) {
-            return Some(dense);
+        if self.dense {
+            return Some(id as usize).filter(|&index| index < self.slots.len());
         }
         self.slots.binary_search_by_key(&id, Slot::x2apic_id).ok()
     }
@@ -121,10 +148,7 @@ impl<'s, I: Inbox> Vm<'s, I> {
     /// Vol. 2 16.6.2.
     #[inline]
     pub fn send(&self, message: &Message, sender: Option<usize>) -> Deliveries<'s, I> {
-        Deliveries {
-            targets: Targets::new(*self, message.destination, sender),
-            delivery: message.delivery,
-        }
+        Deliveries::new(Targets::new(*self, message.destination, sender), message.delivery)
     }
 
     /// The vCPUs that `destination` means, without delivering anything.
@@ -146,7 +170,7 @@ impl<'s, I: Inbox> Vm<'s, I> {
     }
 
     /// Who of `targets` gets a lowest-priority interrupt.
-    fn arbitrate(&self, targets: Targets<'s, I>, vector: u8) -> Option<usize> {
+    pub(crate) fn arbitrate(&self, targets: Targets<'s, I>, vector: u8) -> Option<usize> {
         targets.filter_map(|index| self.rank(index, vector)).min().map(|(_, _, _, index)| index)
     }
 
@@ -177,205 +201,4 @@ fn is_focus<I: Inbox>(slot: &Slot<'_, I>, vector: u8) -> bool {
         && !page.svr().focus_check_disabled()
         && Vector::new(vector)
             .is_some_and(|vector| page.irr().contains(vector) || page.isr().contains(vector))
-}
-
-/// The vCPUs that a destination means, in ascending order.
-pub struct Targets<'s, I> {
-    vm: Vm<'s, I>,
-    walk: Walk,
-    sender: Option<usize>,
-}
-
-/// How candidates are found; each is then asked whether the destination means it.
-#[derive(Clone, Copy, Debug)]
-enum Walk {
-    /// This vCPU, without asking.
-    One(Option<usize>),
-    /// Every vCPU from `next` on.
-    Every { next: usize, test: Test },
-    /// The vCPUs whose IDs equal `next` in their low byte.
-    Aliases { next: u32, address: Address },
-    /// The vCPUs of one x2APIC cluster: `members` is what is left of the bits 15:0.
-    Cluster { base: u32, members: u32, address: Address },
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Test {
-    Present,
-    PresentNotSender,
-    Physical(Address),
-    Logical(Address),
-}
-
-impl<'s, I: Inbox> Targets<'s, I> {
-    fn none(vm: Vm<'s, I>) -> Self {
-        Self { vm, walk: Walk::One(None), sender: None }
-    }
-
-    fn new(vm: Vm<'s, I>, destination: Destination, sender: Option<usize>) -> Self {
-        let every = |test| Walk::Every { next: 0, test };
-        let walk = match destination {
-            Destination::SelfOnly => Walk::One(sender),
-            Destination::All => every(Test::Present),
-            Destination::AllButSelf => every(Test::PresentNotSender),
-            Destination::Physical(address) => {
-                // `Vm::new` has made sure that the first APIC speaks for all.
-                let rewritable =
-                    vm.slots.first().is_some_and(|slot| slot.profile().xapic_id_writable());
-                // With sparse IDs the walk over aliases would be longer than that over all.
-                let sparse = vm.highest_id() >> 8 > vm.slots.len() as u32;
-                if rewritable || sparse || address.broadcast() {
-                    every(Test::Physical(address))
-                } else {
-                    Walk::Aliases { next: address.id() & 0xFF, address }
-                }
-            }
-            // Above 20 bits, IDs have the LDR of another ID.
-            Destination::Logical(address @ Address::Wide(id))
-                if id > 0xFF && !address.broadcast() && vm.highest_id() <= 0xF_FFFF =>
-            {
-                Walk::Cluster { base: id >> 16 << 4, members: id & 0xFFFF, address }
-            }
-            Destination::Logical(address) => every(Test::Logical(address)),
-        };
-        Self { vm, walk, sender }
-    }
-}
-
-impl<I> Clone for Targets<'_, I> {
-    fn clone(&self) -> Self {
-        Self { vm: self.vm, walk: self.walk, sender: self.sender }
-    }
-}
-
-impl<I> core::fmt::Debug for Targets<'_, I> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Targets").field("walk", &self.walk).finish_non_exhaustive()
-    }
-}
-
-impl<I: Inbox> Iterator for Targets<'_, I> {
-    type Item = usize;
-
-    fn next(&mut self) -> Option<usize> {
-        let slots = self.vm.slots;
-        match &mut self.walk {
-            Walk::One(index) => index.take().filter(|&index| index < slots.len()),
-            Walk::Every { next, test } => {
-                while let Some(slot) = slots.get(*next) {
-                    let index = *next;
-                    *next += 1;
-                    let meant = match *test {
-                        Test::Present => slot.mode() != Mode::Disabled,
-                        Test::PresentNotSender => {
-                            slot.mode() != Mode::Disabled && Some(index) != self.sender
-                        }
-                        Test::Physical(address) => slot.matches_physical(address),
-                        Test::Logical(address) => slot.matches_logical(address),
-                    };
-                    if meant {
-                        return Some(index);
-                    }
-                }
-                None
-            }
-            Walk::Aliases { next, address } => {
-                let last = self.vm.highest_id();
-                while *next <= last {
-                    let candidate = self.vm.index_of(*next);
-                    // The highest ID is below 256 * (vCPUs + 1), so this is far from overflow.
-                    *next = next.saturating_add(0x100);
-                    if let Some(index) = candidate
-                        && slots.get(index)?.matches_physical(*address)
-                    {
-                        return Some(index);
-                    }
-                }
-                None
-            }
-            Walk::Cluster { base, members, address } => {
-                while *members != 0 {
-                    let id = *base + members.trailing_zeros();
-                    *members &= *members - 1;
-                    if let Some(index) = self.vm.index_of(id)
-                        && slots.get(index)?.matches_logical(*address)
-                    {
-                        return Some(index);
-                    }
-                }
-                None
-            }
-        }
-    }
-}
-
-/// A message on its way: see [`Vm::send`]. What is not driven is not delivered.
-#[must_use = "delivery happens as the iterator is driven"]
-pub struct Deliveries<'s, I> {
-    targets: Targets<'s, I>,
-    delivery: Delivery,
-}
-
-impl<I: Inbox> Iterator for Deliveries<'_, I> {
-    type Item = (usize, Receipt);
-
-    #[inline]
-    fn next(&mut self) -> Option<Self::Item> {
-        if let Delivery::LowestPriority { vector, .. } = self.delivery {
-            return self.deliver_to_lowest(vector);
-        }
-        let index = self.targets.next()?;
-        let slot = self.targets.vm.slots.get(index)?;
-        Some((index, slot.receive(self.delivery)))
-    }
-}
-
-impl<I: Inbox> Deliveries<'_, I> {
-    /// To one target, and then to none. If the winner refuses, because its guest has disabled its
-    /// APIC since, the others are asked again, as often as there are vCPUs.
-    fn deliver_to_lowest(&mut self, vector: u8) -> Option<(usize, Receipt)> {
-        let vm = self.targets.vm;
-        let targets = core::mem::replace(&mut self.targets, Targets::none(vm));
-        let mut refused = None;
-        for _ in 0..vm.slots.len() {
-            let Some(index) = vm.arbitrate(targets.clone(), vector) else {
-                break;
-            };
-            let receipt = vm.slots.get(index)?.receive(self.delivery);
-            if receipt.outcome != Outcome::Refused {
-                return Some((index, receipt));
-            }
-            refused = Some((index, receipt));
-        }
-        refused
-    }
-}
-
-impl<I> core::fmt::Debug for Deliveries<'_, I> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Deliveries").field("delivery", &self.delivery).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{ApicPage, DirectInbox, Profile};
-
-    fn walk(ids: [u32; 3], destination: Destination) -> Walk {
-        let page = ApicPage::new();
-        let slots = ids.map(|id| Slot::new(&page, id, Profile::intel(), DirectInbox));
-        let vm = Vm::new(&slots).unwrap();
-        Targets::new(vm, destination, None).walk
-    }
-
-    #[test]
-    fn no_guest_can_ask_for_a_long_walk() {
-        let physical = Destination::Physical(Address::Wide(5));
-        let logical = Destination::Logical(Address::Wide(0xF_0001));
-        assert!(matches!(walk([0, 1, 2], physical), Walk::Aliases { .. }));
-        assert!(matches!(walk([0, 1, 0xFFFF_FF00], physical), Walk::Every { .. }));
-        assert!(matches!(walk([0, 1, 2], logical), Walk::Cluster { .. }));
-        assert!(matches!(walk([0, 1, 0x10_0000], logical), Walk::Every { .. }));
-    }
 }

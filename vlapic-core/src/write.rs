@@ -61,18 +61,22 @@ impl<I: Inbox> LocalApic<'_, I> {
             return self.restore(Register::Id, self.slot.x2apic_id());
         }
         if self.slot.profile().xapic_id_writable() {
-            return self.keep_stored_bits(Register::Id);
+            let effect = self.keep_stored_bits(Register::Id);
+            self.list();
+            return effect;
         }
         self.restore(Register::Id, self.slot.x2apic_id() << 24)
     }
 
-    fn after_tpr(&mut self) -> Effect {
+    #[inline]
+    pub(crate) fn after_tpr(&mut self) -> Effect {
         let effect = self.keep_stored_bits(Register::Tpr);
         self.store_ppr();
         effect
     }
 
-    fn after_eoi(&mut self) -> Effect {
+    #[inline]
+    pub(crate) fn after_eoi(&mut self) -> Effect {
         self.slot.page().write(Register::Eoi, 0);
         self.end_of_interrupt()
     }
@@ -94,12 +98,15 @@ impl<I: Inbox> LocalApic<'_, I> {
             let ldr = crate::lifecycle::x2apic_ldr(self.slot.x2apic_id());
             return self.restore(Register::Ldr, ldr);
         }
-        self.keep_stored_bits(Register::Ldr)
+        let effect = self.keep_stored_bits(Register::Ldr);
+        self.list();
+        effect
     }
 
     fn after_dfr(&mut self) -> Effect {
         let page = self.slot.page();
         page.write(Register::Dfr, page.read(Register::Dfr) | 0x0FFF_FFFF);
+        self.list();
         Effect::None
     }
 
@@ -123,7 +130,8 @@ impl<I: Inbox> LocalApic<'_, I> {
         self.restore(Register::Esr, pending & 0xFF)
     }
 
-    fn after_icr_low(&mut self) -> Effect {
+    #[inline]
+    pub(crate) fn after_icr_low(&mut self) -> Effect {
         let _ = self.keep_stored_bits(Register::IcrLow);
         let mode = self.slot.mode();
         match self.slot.icr().command(mode, self.slot.profile()) {
@@ -145,7 +153,8 @@ impl<I: Inbox> LocalApic<'_, I> {
     }
 
     /// As ICR with shorthand self, fixed, edge (SDM Vol. 3A 10.12.11).
-    fn after_self_ipi(&mut self) -> Effect {
+    #[inline]
+    pub(crate) fn after_self_ipi(&mut self) -> Effect {
         let vector = self.slot.page().read(Register::SelfIpi) as u8;
         if Vector::new(vector).is_none() {
             let _ = self.slot.record_error(Errors::SEND_ILLEGAL_VECTOR);
@@ -236,9 +245,13 @@ impl<I: Inbox> LocalApic<'_, I> {
     }
 
     /// Drops the bits of `register` that do not keep what is written to them.
-    fn keep_stored_bits(&self, register: Register) -> Effect {
+    #[inline(always)]
+    pub(crate) fn keep_stored_bits(&self, register: Register) -> Effect {
         let page = self.slot.page();
-        page.write(register, page.read(register) & stored_bits(register, self.slot.profile()));
+        let (bits, kept) = (page.read(register), stored_bits(register, self.slot.profile()));
+        if bits & !kept != 0 {
+            page.write(register, bits & kept);
+        }
         Effect::None
     }
 

@@ -87,6 +87,7 @@ impl<I: Inbox> LocalApic<'_, I> {
             }
         }
         self.store_ppr();
+        self.list();
         // Who sees the APIC accept sees the trigger modes that were restored.
         fence(Ordering::SeqCst);
         page.write(Register::Svr, image.registers.get(Register::Svr));
