@@ -97,7 +97,7 @@ impl Control {
 pub enum Post {
     /// The vector was pending, or a notification is outstanding: nothing.
     Coalesced,
-    /// This post set ON: the target has to be told, as the control word says.
+    /// This post set ON: the target has to be told, as the control word says since.
     Notify(Control),
 }
 
@@ -125,8 +125,12 @@ impl PostedDescriptor {
         if word.fetch_or(bit, Ordering::SeqCst) & bit != 0 {
             return Post::Coalesced;
         }
-        let before = Control(self.control.fetch_or(Control::ON, Ordering::SeqCst));
-        if before.on() { Post::Coalesced } else { Post::Notify(before) }
+        if self.control.fetch_or(Control::ON, Ordering::SeqCst) & Control::ON != 0 {
+            return Post::Coalesced;
+        }
+        // Not what the OR found: then it would have to be a loop. A target that changes NV, NDST or
+        // SN looks at PIR afterwards, so it finds the bit, or its change is what is loaded here.
+        Post::Notify(self.control())
     }
 
     /// Takes `vector` out of PIR again; whether it was there.

@@ -44,6 +44,8 @@ pub struct Posting<'d> {
     host: HostMode,
     /// Level-triggered vectors that wait for the EOI-exit bitmap.
     staged: VectorWords,
+    /// Not zero if there may be one: set after the vector, cleared before the look.
+    any_staged: AtomicU64,
     /// Vectors whose EOI exits with the bitmap as last loaded; all, if no EOI goes unseen.
     pub(crate) eoi_exits: VectorWords,
     /// Vectors that a level-triggered source may send to this vCPU, as the hypervisor said.
@@ -117,6 +119,7 @@ impl<'d> Posting<'d> {
             vectors,
             host,
             staged: VectorWords::new(0),
+            any_staged: AtomicU64::new(0),
             eoi_exits: VectorWords::new(u64::MAX),
             level_routes: VectorWords::new(0),
         }
@@ -171,7 +174,16 @@ impl<'d> Posting<'d> {
         self.collect_staged(page);
     }
 
+    #[inline]
     fn collect_staged(&self, page: &ApicPage) {
+        if self.any_staged.load(Ordering::Acquire) != 0 {
+            self.take_staged(page);
+        }
+    }
+
+    #[cold]
+    fn take_staged(&self, page: &ApicPage) {
+        self.any_staged.swap(0, Ordering::SeqCst);
         for index in 0..4 {
             insert_words(page, index, self.staged.take_word(index));
         }
@@ -194,6 +206,7 @@ impl Inbox for Posting<'_> {
             fence(Ordering::SeqCst);
             if !self.eoi_exits.contains(vector) {
                 self.staged.insert(vector);
+                self.any_staged.store(1, Ordering::SeqCst);
                 return Notify::Kick;
             }
         }
@@ -238,6 +251,7 @@ impl Inbox for Posting<'_> {
 
     fn discard(&self) {
         self.descriptor.clear();
+        self.any_staged.swap(0, Ordering::SeqCst);
         for word in &self.staged.0 {
             word.swap(0, Ordering::SeqCst);
         }

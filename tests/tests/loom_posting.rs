@@ -48,9 +48,13 @@ impl Vcpu {
         if self.pir.fetch_or(bit, SeqCst) & bit != 0 {
             return;
         }
-        let before = self.control.fetch_or(ON, SeqCst);
-        if before & (ON | SN) == 0 {
-            self.tell(before);
+        if self.control.fetch_or(ON, SeqCst) & ON != 0 {
+            return;
+        }
+        // Whom to tell is read after ON is set, by a plain load.
+        let since = self.control.load(Acquire);
+        if since & SN == 0 {
+            self.tell(since);
         }
     }
 

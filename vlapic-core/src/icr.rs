@@ -150,6 +150,7 @@ impl Icr {
     }
 
     /// Any but a fixed, edge-triggered interrupt.
+    #[inline(never)]
     fn rare_command(self, mode: Mode, profile: &Profile) -> IcrCommand {
         let amd = profile.vendor() == Vendor::Amd;
         let xapic = mode != Mode::X2Apic;

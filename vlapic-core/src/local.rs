@@ -345,6 +345,7 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     }
 
     #[cold]
+    #[inline(never)]
     fn advance_timer(&mut self, now: u64) {
         if self.timer.advance(now, self.timer_settings()) {
             // The owner is here and will look: nobody has to be told.

@@ -71,12 +71,18 @@ impl<I: Inbox> LocalApic<'_, I> {
     pub fn read_mmio(&mut self, offset: u16, width: Width, now: u64) -> u64 {
         let index = u32::from(offset >> 4);
         let usual = width == Width::Dword && offset & 0xF == 0 && self.slot.mode() == Mode::XApic;
-        if usual && plain::in_memory(index) && !self.timer.due(now) {
-            return u64::from(plain::read(self.slot.page(), index));
+        if usual && !self.timer.due(now) {
+            if plain::in_memory(index) {
+                return u64::from(plain::read(self.slot.page(), index));
+            }
+            if index & 0xFF == plain::PPR {
+                return u64::from(self.slot.processor_priority());
+            }
         }
         self.read_mmio_unusual(offset, width, now)
     }
 
+    #[inline(never)]
     fn read_mmio_unusual(&mut self, offset: u16, width: Width, now: u64) -> u64 {
         if self.slot.mode() != Mode::XApic {
             return width.mask();
@@ -128,6 +134,7 @@ impl<I: Inbox> LocalApic<'_, I> {
         }
     }
 
+    #[inline(never)]
     fn write_mmio_unusual(&mut self, offset: u16, value: u64, now: u64) -> Effect {
         let Some(register) = Register::at(offset & 0xFF0) else {
             return self.illegal_register();

@@ -26,13 +26,18 @@ impl<I: Inbox> LocalApic<'_, I> {
     #[inline]
     pub fn read_msr(&mut self, msr: u32, now: u64) -> Result<u64, Fault> {
         let index = msr.wrapping_sub(0x800);
-        let usual = plain::in_msrs(index) && self.slot.mode() == Mode::X2Apic;
-        if usual && !self.timer.due(now) {
-            return Ok(u64::from(plain::read(self.slot.page(), index)));
+        if self.slot.mode() == Mode::X2Apic && !self.timer.due(now) {
+            if plain::in_msrs(index) {
+                return Ok(u64::from(plain::read(self.slot.page(), index)));
+            }
+            if index == plain::PPR {
+                return Ok(u64::from(self.slot.processor_priority()));
+            }
         }
         self.read_msr_unusual(msr, now)
     }
 
+    #[inline(never)]
     fn read_msr_unusual(&mut self, msr: u32, now: u64) -> Result<u64, Fault> {
         match msr {
             IA32_APIC_BASE => Ok(self.slot.base().bits()),
@@ -89,6 +94,7 @@ impl<I: Inbox> LocalApic<'_, I> {
         })
     }
 
+    #[inline(never)]
     fn write_msr_unusual(&mut self, msr: u32, value: u64, now: u64) -> Result<Effect, Fault> {
         match msr {
             IA32_APIC_BASE => {

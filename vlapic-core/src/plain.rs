@@ -23,6 +23,9 @@ pub(crate) fn read(page: &ApicPage, index: u32) -> u32 {
     page.load((index << 4) as u16) & !illegal
 }
 
+/// The slot of PPR, which follows from TPR and ISR.
+pub(crate) const PPR: u32 = 0x0A;
+
 /// Slots 0 to 3F, one bit each: ID, version, TPR, LDR, SVR, the banks of ISR, TMR and IRR, ESR,
 /// initial count, divide configuration.
 const IN_MSRS: u64 = 1 << 0x02

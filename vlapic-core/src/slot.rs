@@ -206,6 +206,7 @@ impl<'p, I: Inbox> Slot<'p, I> {
     }
 
     /// Anything but a vector.
+    #[inline(never)]
     fn latch(&self, delivery: Delivery) -> Receipt {
         let latched = match delivery {
             Delivery::Fixed { .. } | Delivery::LowestPriority { .. } => false,
@@ -325,6 +326,7 @@ impl<'p, I: Inbox> Slot<'p, I> {
 
     /// Adds `errors` to those that the next write to ESR will show, and raises the error LVT for
     /// those not pending yet (SDM Vol. 3A 10.5.3).
+    #[inline(never)]
     pub fn record_error(&self, errors: Errors) -> Notify {
         if !self.add_errors(errors) {
             return Notify::None;

@@ -30,7 +30,7 @@ enum Walk {
     Nobody,
     /// Every vCPU from `next` on.
     Every { next: usize, test: Test },
-    /// This vCPU.
+    /// This vCPU, without asking.
     One { index: usize },
     /// The vCPUs whose IDs equal `next` in their low byte.
     Aliases { next: u32, address: Address },
@@ -47,14 +47,18 @@ enum Test {
 }
 
 impl<'s, I: Inbox> Targets<'s, I> {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new(vm: Vm<'s, I>, destination: Destination, sender: Option<usize>) -> Self {
         match destination {
             Destination::Physical(address) if !address.broadcast() => Self::physical(vm, address),
             Destination::Logical(address) if !address.broadcast() => {
                 Self { walk: logical(vm, address), ..Self::one(vm, None) }
             }
-            Destination::SelfOnly => Self::one(vm, sender),
+            Destination::SelfOnly => {
+                let known = sender.filter(|&index| index < vm.slots().len());
+                let walk = known.map_or(Walk::Nobody, |index| Walk::One { index });
+                Self { walk, ..Self::one(vm, None) }
+            }
             Destination::AllButSelf => Self::present(vm, sender.unwrap_or(NONE)),
             _ => Self::present(vm, NONE),
         }
@@ -75,7 +79,7 @@ impl<'s, I: Inbox> Targets<'s, I> {
     }
 
     /// In xAPIC mode an APIC compares the low byte, in x2APIC mode everything.
-    #[inline]
+    #[inline(always)]
     fn physical(vm: Vm<'s, I>, address: Address) -> Self {
         let id = address.id();
         let fixed = !vm.rewritable() && vm.highest_id() <= 0xFF;
@@ -105,6 +109,7 @@ fn aliases<I: Inbox>(vm: Vm<'_, I>, address: Address) -> Walk {
     }
 }
 
+#[inline(never)]
 fn logical<I: Inbox>(vm: Vm<'_, I>, address: Address) -> Walk {
     let id = address.id();
     // Above 20 bits, IDs have the LDR of another ID.
@@ -121,6 +126,7 @@ fn logical<I: Inbox>(vm: Vm<'_, I>, address: Address) -> Walk {
 
 impl Walk {
     /// The next index, and how to go on.
+    #[inline(never)]
     fn step<I: Inbox>(mut self, vm: Vm<'_, I>) -> Option<(usize, Self)> {
         let index = self.advance(vm)?;
         Some((index, self))
@@ -258,7 +264,9 @@ impl<I: Inbox> Iterator for Deliveries<'_, I> {
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         if let Delivery::LowestPriority { vector, .. } = self.delivery {
-            return self.deliver_to_lowest(vector);
+            let targets = self.targets.clone();
+            self.targets = Targets::one(targets.vm, None);
+            return to_lowest(targets, self.delivery, vector);
         }
         let index = self.targets.next()?;
         let slot = self.targets.vm.slot(index)?;
@@ -266,26 +274,27 @@ impl<I: Inbox> Iterator for Deliveries<'_, I> {
     }
 }
 
-impl<I: Inbox> Deliveries<'_, I> {
-    /// To one target, and then to none. If the winner refuses, because its guest has disabled its
-    /// APIC since, the others are asked again, as often as there are vCPUs.
-    fn deliver_to_lowest(&mut self, vector: u8) -> Option<(usize, Receipt)> {
-        let vm = self.targets.vm;
-        let nobody = Targets::one(vm, None);
-        let targets = core::mem::replace(&mut self.targets, nobody);
-        let mut refused = None;
-        for _ in 0..vm.slots().len() {
-            let Some(index) = vm.arbitrate(targets.clone(), vector) else {
-                break;
-            };
-            let receipt = vm.slot(index)?.receive(self.delivery);
-            if receipt.outcome != Outcome::Refused {
-                return Some((index, receipt));
-            }
-            refused = Some((index, receipt));
+/// Delivers to one of `targets`. If the winner refuses, because its guest has disabled its APIC
+/// since, the others are asked again, as often as there are vCPUs.
+#[inline(never)]
+fn to_lowest<I: Inbox>(
+    targets: Targets<'_, I>,
+    delivery: Delivery,
+    vector: u8,
+) -> Option<(usize, Receipt)> {
+    let vm = targets.vm;
+    let mut refused = None;
+    for _ in 0..vm.slots().len() {
+        let Some(index) = vm.arbitrate(targets.clone(), vector) else {
+            break;
+        };
+        let receipt = vm.slot(index)?.receive(delivery);
+        if receipt.outcome != Outcome::Refused {
+            return Some((index, receipt));
         }
-        refused
+        refused = Some((index, receipt));
     }
+    refused
 }
 
 impl<I> core::fmt::Debug for Deliveries<'_, I> {

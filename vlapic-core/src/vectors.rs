@@ -148,17 +148,22 @@ impl<'p> VectorSet<'p> {
     /// 0 if there is none.
     #[inline]
     pub(crate) fn take_highest_owned(self) -> Option<(Vector, u8)> {
+        let mut taken = None;
         for index in (0..8).rev() {
-            let word = self.bank(index);
-            if let Some(top) = 31u32.checked_sub(word.leading_zeros()) {
+            let mut word = self.bank(index);
+            if taken.is_none()
+                && let Some(top) = 31u32.checked_sub(word.leading_zeros())
+            {
                 let vector = Vector::new((index as u32 * 32 + top) as u8)?;
                 self.remove_owned(vector);
-                let left = word & !bit(vector);
-                let below = || (0..index).rev().find_map(|index| class(index, self.bank(index)));
-                return Some((vector, class(index, left).or_else(below).unwrap_or(0)));
+                word &= !bit(vector);
+                taken = Some(vector);
+            }
+            if let Some(next) = class(index, word) {
+                return taken.map(|vector| (vector, next));
             }
         }
-        None
+        taken.map(|vector| (vector, 0))
     }
 
     #[inline]

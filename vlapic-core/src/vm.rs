@@ -135,6 +135,11 @@ impl<'s, I: Inbox> Vm<'s, I> {
         if self.dense {
             return Some(id as usize).filter(|&index| index < self.slots.len());
         }
+        self.search(id)
+    }
+
+    #[inline(never)]
+    fn search(&self, id: u32) -> Option<usize> {
         self.slots.binary_search_by_key(&id, Slot::x2apic_id).ok()
     }
 

@@ -68,14 +68,14 @@ impl<I: Inbox> LocalApic<'_, I> {
         self.restore(Register::Id, self.slot.x2apic_id() << 24)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn after_tpr(&mut self) -> Effect {
         let effect = self.keep_stored_bits(Register::Tpr);
         self.store_ppr();
         effect
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn after_eoi(&mut self) -> Effect {
         self.slot.page().write(Register::Eoi, 0);
         self.end_of_interrupt()
@@ -130,7 +130,7 @@ impl<I: Inbox> LocalApic<'_, I> {
         self.restore(Register::Esr, pending & 0xFF)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn after_icr_low(&mut self) -> Effect {
         let _ = self.keep_stored_bits(Register::IcrLow);
         let mode = self.slot.mode();
@@ -153,7 +153,7 @@ impl<I: Inbox> LocalApic<'_, I> {
     }
 
     /// As ICR with shorthand self, fixed, edge (SDM Vol. 3A 10.12.11).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn after_self_ipi(&mut self) -> Effect {
         let vector = self.slot.page().read(Register::SelfIpi) as u8;
         if Vector::new(vector).is_none() {
