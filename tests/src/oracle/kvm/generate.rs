@@ -63,7 +63,8 @@ pub(super) fn next(random: &mut Random, setup: &Setup, mode: Mode) -> Operation 
         67..68 => Operation::WriteCr8 { vcpu, value: random.below(16) as u8 },
         68..72 => {
             let enable = u32::from(!random.one_in(4)) << 8;
-            let value = enable | 0xF0 | random.below(16) as u32;
+            let focus = u32::from(random.one_in(16)) << 9;
+            let value = enable | focus | 0xF0 | random.below(16) as u32;
             register(random, vcpu, Register::Svr, value, xapic)
         }
         72..76 if xapic => {
@@ -133,15 +134,18 @@ fn write(random: &mut Random, vcpu: usize, msr: u32, value: u64) -> Operation {
 }
 
 fn read(random: &mut Random, vcpu: usize, xapic: bool) -> Operation {
+    let count = Register::CurrentCount;
     if xapic {
-        let offset = match random.below(4) {
-            0 => random.below(0xFFD) as u32,
+        let offset = match random.below(16) {
+            15 => u32::from(count.offset()),
+            0..4 => random.below(0xFFD) as u32,
             _ => random.below(0x40) as u32 * 0x10,
         };
         return Operation::Load { vcpu, address: WINDOW + offset, size: size(random) };
     }
     let msr = match random.below(16) {
         0 => IA32_APIC_BASE,
+        1 => count.msr(),
         _ => 0x800 + random.below(0x100) as u32,
     };
     Operation::ReadMsr { vcpu, msr, in_guest: random.one_in(8) }
@@ -222,7 +226,8 @@ fn destination(random: &mut Random, setup: &Setup, logical: bool) -> u32 {
     match random.below(10) {
         0 => 0xFFFF_FFFF,
         1 => random.bits() as u32,
-        2 => random.below(0x200) as u32,
+        // As xAPIC-mode APICs see it, somebody's.
+        2 => random.pick(setup.ids) + 0x100 * random.below(3) as u32,
         3 => 0xFF,
         4..6 if logical => {
             let id = random.pick(setup.ids);
@@ -269,7 +274,9 @@ fn register_value(random: &mut Random, number: u32) -> u64 {
         0x32 => u64::from(vector(random)) | random.below(2) << 16 | random.below(3) << 17,
         0x2F | 0x33..=0x37 => {
             let mode = random.pick(&[0, 0, 0x400, 0x700]);
-            u64::from(vector(random)) | random.below(2) << 16 | mode & reserved_for(number)
+            let read_only = if random.one_in(6) { 0x5000 } else { 0 };
+            let keep = 0xFF | 0x1_1000 | modes_of(number);
+            (u64::from(vector(random)) | random.below(2) << 16 | mode | read_only) & keep
         }
         0x38 => random.pick(&[0, 0xFFFF_FFFF]),
         0x3E => random.below(16) & 0xB,
@@ -277,7 +284,11 @@ fn register_value(random: &mut Random, number: u32) -> u64 {
     }
 }
 
-/// Delivery modes are for all entries but timer and error.
-const fn reserved_for(number: u32) -> u64 {
-    if number == 0x37 { 0 } else { 0x700 }
+/// Delivery mode and remote IRR, for the entries that have them.
+const fn modes_of(number: u32) -> u64 {
+    match number {
+        0x37 => 0,
+        0x35 | 0x36 => 0x4700,
+        _ => 0x700,
+    }
 }

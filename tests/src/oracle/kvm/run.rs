@@ -147,7 +147,7 @@ impl Shared {
         let start = match random.below(8) {
             _ if sides.setup.wide() => Start::X2Apic,
             0..4 => Start::XApic,
-            4..7 => Start::X2Apic,
+            4..6 => Start::X2Apic,
             _ => Start::Mixed,
         };
         let list: Vec<_> = (0..ROUND)
@@ -159,7 +159,7 @@ impl Shared {
         let found = sides.round(start, &list)?;
         let Some((length, difference)) = found.difference else { return Ok((found, None)) };
         self.over.store(true, Ordering::Relaxed);
-        let operations = shrink(sides, start, &list[..length], difference)?;
+        let (operations, difference) = shrink(sides, start, &list[..length], difference)?;
         let vm = format!("round {round}: {:x?} {start:?}", sides.setup);
         Ok((found, Some(Mismatch { vm, operations, difference })))
     }
@@ -181,21 +181,22 @@ fn shrink(
     start: Start,
     list: &[Operation],
     difference: Difference,
-) -> Result<Vec<Operation>, Unavailable> {
-    let mut list = list.to_vec();
+) -> Result<(Vec<Operation>, Difference), Unavailable> {
+    let (mut list, mut last) = (list.to_vec(), difference);
     let mut index = list.len();
     while index > 0 {
         index -= 1;
         let mut shorter = list.clone();
         shorter.remove(index);
         let found = sides.round(start, &shorter)?.difference;
-        if let Some((length, _)) = found.filter(|(_, found)| same_kind(found, &difference)) {
+        if let Some((length, found)) = found.filter(|(_, found)| same_kind(found, &difference)) {
             shorter.truncate(length);
             list = shorter;
             index = index.min(list.len());
+            last = found;
         }
     }
-    Ok(list)
+    Ok((list, last))
 }
 
 fn same_kind(one: &Difference, other: &Difference) -> bool {

@@ -295,7 +295,8 @@ fn of_destination(
     if xapic && without_ldr && (0..step.before.len()).any(x2apic) {
         rows.push((Deviation::LogicalById, NOTHING, given));
     }
-    if xapic && beyond {
+    // FF too: an xAPIC-mode APIC takes it for its broadcast.
+    if xapic && sent.wide && sent.destination >= 0xFF {
         rows.push((Deviation::WideLogicalToXApic, NOTHING, given));
     }
     if xapic && !matches!(target.word(Register::Dfr) >> 28, 0 | 0xF) {

@@ -66,7 +66,8 @@ pub enum Deviation {
     WideToXApic,
     /// A broadcast IPI reaches only APICs in the sender's mode.
     MixedBroadcast,
-    /// The upper part of a 32-bit logical destination is not looked at by xAPIC-mode APICs.
+    /// The upper part of a 32-bit logical destination is not looked at by xAPIC-mode APICs, and FF is
+    /// their broadcast.
     WideLogicalToXApic,
     /// A DFR that is neither flat nor cluster is taken for cluster.
     OddFormat,
