@@ -86,23 +86,7 @@ pub(super) fn next(random: &mut Random, setup: &Setup, mode: Mode) -> Operation 
                 write(random, vcpu, 0x800 + number, value)
             }
         }
-        91..94 => {
-            let number = random.below(0x100) as u32;
-            let value = 1 << random.below(64);
-            match (xapic, number) {
-                // Walking bits would make it a running timer or the reserved mode.
-                (_, 0x32 | 0x38) => register(random, vcpu, Register::Eoi, 0, xapic),
-                // INIT and SIPI come with others, below.
-                (_, 0x30) if value & 0x700 != 0 => register(random, vcpu, Register::Eoi, 0, xapic),
-                (true, _) => Operation::Store {
-                    vcpu,
-                    address: WINDOW + random.below(0xFFD) as u32,
-                    size: Size::Dword,
-                    value: value as u32,
-                },
-                (false, _) => write(random, vcpu, 0x800 + number, value),
-            }
-        }
+        91..94 => walking_bit(random, vcpu, xapic),
         94..96 => Operation::Restore { vcpu, seed: random.bits() },
         96 if random.one_in(4) => Operation::Timer {
             vcpu,
@@ -116,6 +100,49 @@ pub(super) fn next(random: &mut Random, setup: &Setup, mode: Mode) -> Operation 
         98 => base(random, vcpu, mode),
         _ => read(random, vcpu, !xapic),
     }
+}
+
+/// One bit, anywhere.
+fn walking_bit(random: &mut Random, vcpu: usize, xapic: bool) -> Operation {
+    let offset = if xapic { random.below(0xFFD) } else { random.below(0x100) << 4 } as u32;
+    let bit = 1 << random.below(if xapic { 32 } else { 64 });
+    match offset & 0xFF0 {
+        // It would be a timer that expires, or the reserved mode.
+        0x320 | 0x380 => register(random, vcpu, Register::Eoi, 0, xapic),
+        _ if xapic => {
+            let address = WINDOW + offset;
+            Operation::Store { vcpu, address, size: Size::Dword, value: bit as u32 }
+        }
+        _ => write(random, vcpu, 0x800 + (offset >> 4), bit),
+    }
+}
+
+/// What a guest's first steps are: APICs enabled, most of them, and in xAPIC mode all with logical
+/// destinations of one model.
+pub(super) fn prologue(
+    random: &mut Random,
+    setup: &Setup,
+    mode: impl Fn(usize) -> Mode,
+) -> Vec<Operation> {
+    let mut list = Vec::new();
+    if random.one_in(6) {
+        return list;
+    }
+    let model = random.pick(&[0xFFFF_FFFF, 0xFFFF_FFFF, 0x0FFF_FFFF, 0x0FFF_FFFF, 0x7FFF_FFFF]);
+    for vcpu in 0..setup.ids.len() {
+        let xapic = mode(vcpu) == Mode::XApic;
+        if !random.one_in(6) {
+            list.push(register(random, vcpu, Register::Svr, 0x1FF, xapic));
+        }
+        if xapic {
+            let flat = 1 << vcpu;
+            let cluster = (vcpu as u32 & 1) << 4 | 1 << (vcpu >> 1);
+            let ldr = if model == 0xFFFF_FFFF { flat } else { cluster };
+            list.push(store(vcpu, Register::Dfr, model));
+            list.push(store(vcpu, Register::Ldr, ldr << 24));
+        }
+    }
+    list
 }
 
 /// A write of `value` in the way of the mode.
@@ -233,6 +260,7 @@ fn destination(random: &mut Random, setup: &Setup, logical: bool) -> u32 {
             let id = random.pick(setup.ids);
             (id >> 4) << 16 | 1 << (id & 0xF) | random.below(4) as u32
         }
+        6 | 7 if logical => (random.below(2) << 4 | random.below(16)) as u32,
         _ if logical => random.below(1 << vcpus) as u32,
         _ => random.pick(setup.ids),
     }

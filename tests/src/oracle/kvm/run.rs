@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::deviation::Deviations;
-use super::generate::{Random, next};
+use super::generate::{Random, next, prologue};
 use super::kernel::Unavailable;
 use super::operation::Operation;
 use super::setup::{Setup, Start};
@@ -150,12 +150,11 @@ impl Shared {
             4..6 => Start::X2Apic,
             _ => Start::Mixed,
         };
-        let list: Vec<_> = (0..ROUND)
-            .map(|_| {
-                let way = start.mode(random.below(2) as usize);
-                next(&mut random, &sides.setup, way)
-            })
-            .collect();
+        let mut list = prologue(&mut random, &sides.setup, |vcpu| start.mode(vcpu));
+        for _ in 0..ROUND {
+            let way = start.mode(random.below(2) as usize);
+            list.push(next(&mut random, &sides.setup, way));
+        }
         let found = sides.round(start, &list)?;
         let Some((length, difference)) = found.difference else { return Ok((found, None)) };
         self.over.store(true, Ordering::Relaxed);

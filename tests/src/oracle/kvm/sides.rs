@@ -180,8 +180,8 @@ impl Sides {
             rows: Vec::new(),
         };
         let difference = explain(&mut step);
-        let (rows, unseen) = (step.rows, step.unseen);
-        let after = self.after(rows, difference, found)?;
+        let Step { rows, unseen, kernel, .. } = step;
+        let after = self.after(rows, difference, &kernel, found)?;
         Ok(if unseen && matches!(after, After::Same) { After::Apart } else { after })
     }
 
@@ -190,6 +190,7 @@ impl Sides {
         &mut self,
         rows: Vec<Deviation>,
         difference: Option<Difference>,
+        kernel: &[View],
         found: &mut Found,
     ) -> Result<After, Unavailable> {
         if let Some(difference) = difference {
@@ -203,7 +204,7 @@ impl Sides {
         for vcpu in 0..self.setup.ids.len() {
             let view = self.ours.view(vcpu);
             if explained {
-                let its = self.kernel.view(vcpu)?;
+                let its = kernel[vcpu];
                 apart |= its.events.waiting != view.events.waiting;
                 if !same_page(&view, &its) {
                     self.kernel.store(vcpu, &view, self.ours.base(vcpu).mode())?;

@@ -6,6 +6,8 @@
 mod explain;
 mod message;
 mod register;
+#[cfg(test)]
+mod tests;
 
 pub(super) use explain::{Step, explain};
 pub(super) use register::reserved;

@@ -60,7 +60,9 @@ pub(super) fn explain(
     let extra = |bits| our & bits == 0 && its == our | value & bits;
     let row = match register {
         Register::Lvt(LvtEntry::Lint0 | LvtEntry::Lint1) if extra(0x5000) => Deviation::LvtReadOnly,
-        Register::Lvt(_) if extra(0x1000) => Deviation::LvtReadOnly,
+        Register::Lvt(
+            LvtEntry::Timer | LvtEntry::Thermal | LvtEntry::Performance | LvtEntry::Error,
+        ) if extra(0x1000) => Deviation::LvtReadOnly,
         Register::Svr if extra(0x200) => Deviation::FocusCheck,
         Register::IcrLow if our == value & 0xC_CFFF && its == value & !0x1000 => {
             Deviation::IcrReserved
