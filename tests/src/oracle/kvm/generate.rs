@@ -64,7 +64,8 @@ pub(super) fn next(random: &mut Random, setup: &Setup, mode: Mode) -> Operation 
         68..72 => {
             let enable = u32::from(!random.one_in(4)) << 8;
             let focus = u32::from(random.one_in(16)) << 9;
-            let value = enable | focus | 0xF0 | random.below(16) as u32;
+            let suppress = u32::from(random.one_in(5)) << 12;
+            let value = enable | focus | suppress | 0xF0 | random.below(16) as u32;
             register(random, vcpu, Register::Svr, value, xapic)
         }
         72..76 if xapic => {

@@ -201,12 +201,11 @@ impl Sides {
             found.deviations.count(row);
         }
         let mut apart = false;
-        for vcpu in 0..self.setup.ids.len() {
+        for (vcpu, its) in kernel.iter().enumerate() {
             let view = self.ours.view(vcpu);
             if explained {
-                let its = kernel[vcpu];
                 apart |= its.events.waiting != view.events.waiting;
-                if !same_page(&view, &its) {
+                if !same_page(&view, its) {
                     self.kernel.store(vcpu, &view, self.ours.base(vcpu).mode())?;
                 }
             }
