@@ -78,7 +78,9 @@ pub(super) fn next(random: &mut Random, setup: &Setup, mode: Mode) -> Operation 
         }
         76..83 => read(random, vcpu, xapic),
         83..91 => {
-            let number = random.below(0x40) as u32;
+            let timer = random.one_in(5);
+            let number =
+                if timer { random.pick(&[0x32, 0x38, 0x3E]) } else { random.below(0x40) as u32 };
             let value = register_value(random, number);
             if xapic {
                 let address = WINDOW + 0x10 * number;
