@@ -192,6 +192,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 1000)]
     pub(crate) budget: u64,
 
+    /// Write the run into docs/performance.md, and the plot beside it
+    #[arg(long, conflicts_with_all = ["filter", "list"])]
+    pub(crate) document: bool,
+
     /// Count instructions and write them to tests/bench/instructions.json, to be committed; times nothing
     #[arg(long, conflicts_with_all = ["save", "against", "filter", "list"])]
     pub(crate) bless: bool,

@@ -40,8 +40,6 @@ pub(crate) struct About {
     mode: Mode,
     /// The most that ours may cost, as a multiple of the floor.
     of_floor: Option<f64>,
-    /// The most that ours may cost, as a multiple of the peer.
-    of_peer: Option<f64>,
     /// What the peer leaves out of the operation.
     peer_lacks: Option<&'static str>,
     /// Its instructions are counted and held to the committed number.
@@ -95,13 +93,17 @@ impl Row {
             Mode::None => format!("{group}/{name}"),
             mode => format!("{group}/{name}/{}", mode.name()),
         };
+        let what = match group {
+            "intel" => format!("Intel: {}", what.into()),
+            "amd" => format!("AMD: {}", what.into()),
+            _ => what.into(),
+        };
         let about = About {
             id,
             group,
-            what: what.into(),
+            what,
             mode,
             of_floor: None,
-            of_peer: None,
             peer_lacks: None,
             gated: true,
             curve: None,

@@ -4,20 +4,25 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
+use plotters::coord::Shift;
+use plotters::coord::combinators::LogCoord;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::results::{Results, Row};
 
 const OURS: RGBColor = RGBColor(31, 119, 180);
 const FLOOR: RGBColor = RGBColor(90, 90, 90);
 const PEER: RGBColor = RGBColor(214, 39, 40);
-const CURVES: [RGBColor; 6] = [
+const CURVES: [RGBColor; 8] = [
     OURS,
     PEER,
     RGBColor(44, 160, 44),
     RGBColor(148, 103, 189),
     RGBColor(255, 127, 14),
     RGBColor(140, 86, 75),
+    RGBColor(23, 190, 207),
+    RGBColor(188, 189, 34),
 ];
 
 /// Every row: ours as a bar, floor and peer as marks on it. Nothing is drawn of a run without rows.
@@ -49,7 +54,7 @@ pub(super) fn curves(results: &Results, path: &Path) -> Result<()> {
     draw_curves(&area, &curves).map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
 }
 
-type Area<'p> = DrawingArea<SVGBackend<'p>, plotters::coord::Shift>;
+type Area<'p> = DrawingArea<SVGBackend<'p>, Shift>;
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 fn draw_rows(area: &Area<'_>, rows: &[&Row]) -> Drawn {
@@ -65,14 +70,7 @@ fn draw_rows(area: &Area<'_>, rows: &[&Row]) -> Drawn {
         .x_label_area_size(30)
         .y_label_area_size(470)
         .build_cartesian_2d((0.2..2.0 * most).log_scale(), count..0.0)?;
-    let label = |at: &f64| {
-        let row = rows.get(at.floor() as usize);
-        row.map_or_else(String::new, |row| match row.mode.as_str() {
-            "-" => row.what.clone(),
-            mode => format!("{} ({mode})", row.what),
-        })
-    };
-    // Labels stand at the middle of their bars, so there is one for each half.
+    // The axis would thin its labels out; they are drawn below, one a row.
     chart.configure_mesh().disable_y_mesh().disable_y_axis().y_labels(0).draw()?;
     let strip = |at: usize, from: f64, to: f64| (at as f64 + from, at as f64 + to);
     for (at, row) in rows.iter().enumerate() {
@@ -87,21 +85,22 @@ fn draw_rows(area: &Area<'_>, rows: &[&Row]) -> Drawn {
             }
         }
     }
-    // The axis' own labels would be thinned out.
-    let (_, pixels) = chart.plotting_area().get_pixel_range();
-    let left = chart.plotting_area().get_pixel_range().0.start;
-    let step = f64::from(pixels.end - pixels.start) / count;
-    for at in 0..rows.len() {
-        let y = f64::from(pixels.start) + (at as f64 + 0.5) * step - 6.0;
-        let style = ("sans-serif", 12).into_text_style(area);
-        let style = style.pos(plotters::style::text_anchor::Pos::new(
-            plotters::style::text_anchor::HPos::Right,
-            plotters::style::text_anchor::VPos::Top,
-        ));
-        area.draw_text(&label(&(at as f64)), &style, (left - 8, y as i32))?;
+    let (x, y) = chart.plotting_area().get_pixel_range();
+    let step = f64::from(y.end - y.start) / count;
+    let style = ("sans-serif", 12).into_text_style(area).pos(Pos::new(HPos::Right, VPos::Center));
+    for (at, row) in rows.iter().enumerate() {
+        let middle = f64::from(y.start) + (at as f64 + 0.5) * step;
+        area.draw_text(&label(row), &style, (x.start - 8, middle as i32))?;
     }
     area.present()?;
     Ok(())
+}
+
+fn label(row: &Row) -> String {
+    match row.mode.as_str() {
+        "-" => row.what.clone(),
+        mode => format!("{} ({mode})", row.what),
+    }
 }
 
 fn draw_curves(area: &Area<'_>, curves: &BTreeMap<String, Vec<(f64, f64)>>) -> Drawn {
@@ -138,14 +137,7 @@ fn draw_curves(area: &Area<'_>, curves: &BTreeMap<String, Vec<(f64, f64)>>) -> D
     Ok(())
 }
 
-type Chart<'a, 'p> = ChartContext<
-    'a,
-    SVGBackend<'p>,
-    Cartesian2d<
-        plotters::coord::combinators::LogCoord<f64>,
-        plotters::coord::combinators::LogCoord<f64>,
-    >,
->;
+type Chart<'a, 'p> = ChartContext<'a, SVGBackend<'p>, Cartesian2d<LogCoord<f64>, LogCoord<f64>>>;
 
 fn draw_curve(
     chart: &mut Chart<'_, '_>,

@@ -2,6 +2,7 @@
 
 mod chart;
 mod counts;
+mod document;
 mod gates;
 mod image;
 mod program;
@@ -51,6 +52,9 @@ pub(crate) fn run(context: &Context, arguments: &BenchArgs) -> Result<Verdict> {
     keep(workspace, "last", &results)?;
     if let Some(name) = &arguments.save {
         keep(workspace, name, &results)?;
+    }
+    if arguments.document {
+        document::write(workspace, &results)?;
     }
     context.print(&results, |out| table::write(out, &results, before.as_ref()))?;
     eprintln!("written: {}, and charts beside it", saved::path(workspace, "last").display());

@@ -29,8 +29,6 @@ pub(super) struct About {
     pub(super) mode: String,
     /// The most that ours may cost, as a multiple of the floor.
     pub(super) of_floor: Option<f64>,
-    /// The most that ours may cost, as a multiple of the peer.
-    pub(super) of_peer: Option<f64>,
     /// What the peer leaves out.
     pub(super) peer_lacks: Option<String>,
     /// Its instructions are held to the committed number.
@@ -112,17 +110,10 @@ impl Results {
 }
 
 impl Row {
-    /// Each target that the row has: what it is, and whether it is met.
-    pub(super) fn targets(&self) -> Vec<(String, bool)> {
-        let floor = self
-            .of_floor
-            .zip(self.floor.as_ref())
-            .map(|(most, floor)| (format!("≤ {} × floor", plain(most)), floor.ratio <= most));
-        let peer = self
-            .of_peer
-            .zip(self.peer.as_ref())
-            .map(|(most, peer)| (format!("≤ {} × peer", plain(most)), peer.ratio <= most));
-        floor.into_iter().chain(peer).collect()
+    /// The row's target, if it has one: what it is, and whether it is met.
+    pub(super) fn target(&self) -> Option<(String, bool)> {
+        let (most, floor) = self.of_floor.zip(self.floor.as_ref())?;
+        Some((format!("≤ {} × floor", plain(most)), floor.ratio <= most))
     }
 }
 
@@ -182,24 +173,24 @@ mod tests {
             what: "b".to_owned(),
             mode: "-".to_owned(),
             of_floor: Some(1.2),
-            of_peer: Some(0.5),
             peer_lacks: None,
             gated: true,
             curve: None,
             vcpus: None,
         };
-        let row = Row {
+        let mut row = Row {
             about,
             ours: figure(1.0),
             floor: Some(figure(1.21)),
-            peer: Some(figure(0.5)),
+            peer: None,
             kernel: None,
             instructions: None,
         };
-        assert_eq!(
-            row.targets(),
-            [("≤ 1.2 × floor".to_owned(), false), ("≤ 0.5 × peer".to_owned(), true)]
-        );
+        assert_eq!(row.target(), Some(("≤ 1.2 × floor".to_owned(), false)));
+        row.floor = Some(figure(1.2));
+        assert_eq!(row.target(), Some(("≤ 1.2 × floor".to_owned(), true)));
+        row.floor = None;
+        assert_eq!(row.target(), None);
     }
 
     #[test]

@@ -29,21 +29,38 @@ pub(super) fn write(
         writeln!(out, "{}, {}; nanoseconds an operation, medians", results.cpu, results.rustc)?;
         writeln!(out, "{}", table(results, before))?;
     }
-    for (mark, lacks) in notes(results).iter().enumerate() {
-        writeln!(out, "({}) the peer: {lacks}", mark + 1)?;
-    }
     if results.rows.iter().any(|row| row.kernel.is_some()) {
         writeln!(out, "The kernel's local APIC, one ioctl an operation:\n{}", kernel(results))?;
     }
     if !results.image.is_empty() {
         writeln!(out, "{IMAGE_HEAD}\n{}", image(&results.image))?;
     }
-    for skipped in &results.skipped {
-        writeln!(out, "skipped {skipped}")?;
+    for remark in remarks(results) {
+        writeln!(out, "{remark}")?;
     }
-    let targets: Vec<_> = results.rows.iter().flat_map(Row::targets).collect();
+    Ok(())
+}
+
+/// The table of the rows, as a document has it.
+pub(super) fn markdown(results: &Results) -> String {
+    as_markdown(table(results, None))
+}
+
+pub(super) fn as_markdown(mut table: Table) -> String {
+    table.load_style(presets::ASCII_MARKDOWN).to_string()
+}
+
+/// What the peer leaves out, what was skipped, and how many targets are met.
+pub(super) fn remarks(results: &Results) -> Vec<String> {
+    let notes = notes(results).into_iter().enumerate();
+    let mut remarks: Vec<String> =
+        notes.map(|(mark, lacks)| format!("({}) the peer: {lacks}", mark + 1)).collect();
+    remarks.extend(results.skipped.iter().map(|skipped| format!("skipped: {skipped}")));
+    let targets: Vec<_> = results.rows.iter().filter_map(Row::target).collect();
     let met = targets.iter().filter(|(_, met)| *met).count();
-    Ok(writeln!(out, "bench: {} rows, {met} of {} targets met", results.rows.len(), targets.len())?)
+    let (rows, targets) = (results.rows.len(), targets.len());
+    remarks.push(format!("bench: {rows} rows, {met} of {targets} targets met"));
+    remarks
 }
 
 fn table(results: &Results, before: Option<&Results>) -> Table {
@@ -78,7 +95,8 @@ fn table(results: &Results, before: Option<&Results>) -> Table {
     table
 }
 
-fn kernel(results: &Results) -> Table {
+/// The rows that the kernel was asked as well.
+pub(super) fn kernel(results: &Results) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
     table.set_header(["operation", "ours", "ioctl", "kernel", "kernel / ours"]);
@@ -101,7 +119,7 @@ fn kernel(results: &Results) -> Table {
 const IMAGE_HEAD: &str = "VM exits of a guest's operations and, after the slash, the drivers' instructions for all of them from exit to entry:";
 
 /// One row an operation, one column a level.
-fn image(operations: &[Operation]) -> Table {
+pub(super) fn image(operations: &[Operation]) -> Table {
     let mut levels: Vec<&str> = Vec::new();
     let mut rows: Vec<(&str, &str)> = Vec::new();
     for operation in operations {
@@ -157,8 +175,9 @@ fn cells(row: &Row, notes: &[&str], before: Option<&Results>) -> Vec<String> {
 }
 
 fn target(row: &Row) -> String {
-    let word = |(what, met)| format!("{what}: {}", if met { "met" } else { "NOT MET" });
-    row.targets().into_iter().map(word).collect::<Vec<_>>().join("\n")
+    row.target().map_or_else(String::new, |(what, met)| {
+        format!("{what}: {}", if met { "met" } else { "NOT MET" })
+    })
 }
 
 fn peer_cost(row: &Row, peer: &Figure, notes: &[&str]) -> String {
