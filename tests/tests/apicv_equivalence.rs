@@ -128,6 +128,9 @@ fn every_reading_of_the_manual() {
         Knobs { spurious_eoi_is_vector_0: false, ..knobs },
         Knobs { xapic_ipiv_checks_reserved: false, ..knobs },
         Knobs { ipiv_entry_checks: false, entry_clears_vtpr_upper_bytes: false, ..knobs },
+        Knobs { writes_by_slot: true, posting_rescans_virr: true, ..knobs },
+        Knobs { ipiv_sends_self_by_msr: true, ipiv_needs_delivery: true, ..knobs },
+        Knobs { translations_survive_exits: false, apic_access_length: 15, ..knobs },
     ];
     for knobs in readings {
         for level in [Level::VirtualInterruptDelivery, Level::IpiVirtualization] {

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use vlapic_core::{Bank, Mode, Register, SvrWrites};
 use vlapic_tests::demo::{UpcallRow, Way, Who};
 use vlapic_tests::hypervisor::{Config, Hypervisor, Level, Op, Run, run};
+use vlapic_tests::model::Knobs;
 
 const VECTOR: u8 = 0xf3;
 const RECHECK: u64 = 5_000;
@@ -250,4 +251,26 @@ fn the_record() {
     };
     let line = "HIL-UPCALL way=apic-write who=driver mode=xapic irr_clean=yes expected=2 seen=1 exits=7 result=lost";
     assert_eq!(row.to_string(), line);
+}
+
+/// A processor that stores SVR writes to the page and says nothing: the bounded re-check finds the enabled APIC.
+#[test]
+fn svr_writes_that_never_exit() {
+    for level in [Level::RegisterVirtualization, Level::VirtualInterruptDelivery, Level::Posted] {
+        let config = Config::new(level).vcpus(2);
+        let knobs = Knobs { svr_writes_never_exit: true, ..config.knobs };
+        let svr_writes = SvrWrites::Silent { recheck: RECHECK };
+        run(Config { knobs, svr_writes, ..config }, |hypervisor| {
+            hypervisor.register_upcall(1, VECTOR);
+            hypervisor.notify_upcall(1);
+            let before = hypervisor.exits(1);
+            let _ = hypervisor.write(1, Register::Svr, 0x1ff);
+            assert_eq!((hypervisor.taken(1).len(), hypervisor.exits(1)), (0, before));
+            hypervisor.advance(RECHECK as u32);
+            assert_eq!(hypervisor.taken(1), [VECTOR], "at {level:?}");
+            hypervisor.eoi(1);
+            hypervisor.advance(10 * RECHECK as u32);
+            assert_eq!(hypervisor.taken(1), [VECTOR], "no second upcall");
+        });
+    }
 }

@@ -59,6 +59,9 @@ impl<'m> Hypervisor<'m> {
         if entry.next != Next::Enter {
             return;
         }
+        if entry.flush {
+            core.invept();
+        }
         if let Some(vector) = injects {
             let information = 1 << 31 | 2 << 8 | u64::from(vector);
             write(core, field::ENTRY_INTERRUPTION_INFO, information);

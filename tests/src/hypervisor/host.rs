@@ -155,6 +155,7 @@ impl Hypervisor<'_> {
         assert_eq!(self.vcpus[index].cpu, None, "already on a CPU");
         let region = self.vcpus[index].region.take().expect("a VMCS that is not current");
         assert!(self.machine.cores[cpu].vmptrld(region).is_none(), "the CPU is taken");
+        self.machine.cores[cpu].address_space = index as u64;
         self.vcpus[index].cpu = Some(cpu);
     }
 

@@ -14,6 +14,7 @@ use super::interleave::{Interleaving, Point};
 use super::knobs::Knobs;
 use super::memory::Memory;
 use super::physical::PhysicalApic;
+use super::translation::Translations;
 use super::vmcs::VmcsRegion;
 
 /// A logical processor.
@@ -28,6 +29,8 @@ pub struct Core<'m> {
     pub physical: PhysicalApic,
     /// Where the guest's APIC window leads.
     pub window: Window,
+    /// What tells the guest's translations from other guests': its EPT pointer and VPID.
+    pub address_space: u64,
     memory: Arc<Memory<'m>>,
     bus: Arc<PhysicalBus>,
     capability: Capability,
@@ -37,6 +40,7 @@ pub struct Core<'m> {
     others: Interleaving<'m>,
     page_violations: Vec<u32>,
     exits: u64,
+    pub(super) translations: Translations,
 }
 
 /// VMX root operation.
@@ -53,6 +57,7 @@ impl<'m> Core<'m> {
             id,
             physical: PhysicalApic::default(),
             window: Window::default(),
+            address_space: 0,
             memory,
             bus,
             capability,
@@ -62,6 +67,20 @@ impl<'m> Core<'m> {
             others: Interleaving::default(),
             page_violations: Vec::new(),
             exits: 0,
+            translations: Translations::default(),
+        }
+    }
+
+    /// INVEPT: forgets where the guest's addresses lead.
+    pub fn invept(&mut self) {
+        assert!(self.guest.is_none(), "INVEPT belongs to root operation");
+        self.translations.flush();
+    }
+
+    /// Without VPIDs each VM entry and VM exit forgets.
+    pub(super) fn flush_at_transition(&mut self) {
+        if !self.knobs.translations_survive_exits {
+            self.translations.flush();
         }
     }
 
@@ -184,6 +203,7 @@ impl<'m> Core<'m> {
         let injection = vmcs.get(field::ENTRY_INTERRUPTION_INFO);
         vmcs.set(field::ENTRY_INTERRUPTION_INFO, injection & 0x7fff_ffff);
         self.exits += 1;
+        self.flush_at_transition();
     }
 }
 

@@ -33,6 +33,7 @@ pub enum Violation {
     PostedWithoutAcknowledge,
     NotificationVector,
     DescriptorAddress,
+    IpiVirtualizationWithoutDelivery,
     IpiVirtualizationWithoutTprShadow,
     PidPointerTableAddress,
 }
@@ -54,6 +55,11 @@ pub(super) fn violations(
     let address = Addresses(vmcs.capability());
     tpr_shadow(&controls, address, memory, &mut require);
     other_controls(&controls, address, &mut require);
+    require(
+        !(knobs.ipiv_needs_delivery && controls.ipi_virtualization)
+            || controls.virtual_interrupt_delivery,
+        Violation::IpiVirtualizationWithoutDelivery,
+    );
     if knobs.ipiv_entry_checks && controls.ipi_virtualization {
         let table = controls.pid_pointer_table_address;
         let last_entry = table.saturating_add(8 * u64::from(controls.last_pid_pointer_index));

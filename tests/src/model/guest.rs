@@ -63,7 +63,9 @@ pub enum Window {
     /// To the APIC-access page of the VMCS; an EPT violation if that control is 0.
     #[default]
     ApicAccessPage,
-    /// To ordinary memory at this physical address.
+    /// To the page at this physical address: the APIC-access page if it is that of the VMCS, else ordinary memory.
+    Mapped(u64),
+    /// The same by another guest address than the window's: both can be remembered at once.
     Memory(u64),
     /// Nowhere: every access is an EPT violation.
     NotPresent,

@@ -21,8 +21,16 @@ impl<'m> Core<'m> {
 
     /// Makes several accesses to the APIC window in one instruction.
     pub fn mmio(&mut self, accesses: &[Access]) -> Outcome {
-        let window = self.window;
-        self.instruction(|guest, physical| guest.mmio(window, physical, accesses))
+        let window = (self.address_space, self.window);
+        let mut translations = std::mem::take(&mut self.translations);
+        let outcome = self.instruction(|guest, physical| {
+            guest.mmio(window, &mut translations, physical, accesses)
+        });
+        self.translations = translations;
+        if outcome.exit().is_some() {
+            self.flush_at_transition();
+        }
+        outcome
     }
 
     /// RDMSR.

@@ -29,6 +29,16 @@ pub struct Knobs {
     /// Posted-interrupt processing sets RVI to the highest vector in VIRR, where the manual says the higher of RVI and what
     /// was posted. The two differ only if software left RVI below VIRR.
     pub posting_rescans_virr: bool,
+    /// Translations that a core has made stay until they are flushed, as with VPIDs. If false each VM entry and VM exit
+    /// forgets them.
+    pub translations_survive_exits: bool,
+    /// A WRMSR to 830 with shorthand "self" is a self-IPI that the processor sends, where virtual-interrupt delivery and IPI
+    /// virtualization are both on. If false it exits.
+    pub ipiv_sends_self_by_msr: bool,
+    /// VM entry with IPI virtualization and without virtual-interrupt delivery is refused.
+    pub ipiv_needs_delivery: bool,
+    /// What the VM-exit instruction length field holds at APIC-access exits, for which the manual does not define it.
+    pub apic_access_length: u32,
     /// VM entry checks the PID-pointer table address, and that IPI virtualization comes with the TPR shadow.
     pub ipiv_entry_checks: bool,
     /// VM entry clears bytes 3:1 of VTPR, even if it then fails.
@@ -48,6 +58,10 @@ impl Knobs {
         spurious_eoi_is_vector_0: true,
         xapic_ipiv_checks_reserved: true,
         posting_rescans_virr: false,
+        translations_survive_exits: true,
+        ipiv_sends_self_by_msr: false,
+        ipiv_needs_delivery: false,
+        apic_access_length: 0,
         ipiv_entry_checks: true,
         entry_clears_vtpr_upper_bytes: true,
         tpr_keeps_low_bits: true,

@@ -6,6 +6,7 @@ use super::guest::{Guest, Window};
 use super::knobs::Knobs;
 use super::page::{Page, offset};
 use super::physical::PhysicalApic;
+use super::translation::Translations;
 
 /// One linear access of an instruction or event delivery to the APIC window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,24 +143,19 @@ impl Guest<'_> {
     /// among them, if any. The value is that of the last read.
     pub(super) fn mmio(
         &mut self,
-        window: Window,
+        (space, window): (u64, Window),
+        translations: &mut Translations,
         physical: &PhysicalApic,
         accesses: &[Access],
     ) -> Outcome {
-        let page_base = match window {
-            Window::NotPresent => None,
-            Window::Memory(address) => Some(address),
-            Window::ApicAccessPage => {
-                self.controls.virtualize_apic_accesses.then_some(self.controls.apic_access_address)
-            }
-        };
-        let Some(base) = page_base else {
+        let Some(translation) = translations.look_up(space, window, &self.controls) else {
             return accesses
                 .first()
                 .map_or(Outcome::Done, |access| Outcome::Exit(access.ept_violation()));
         };
-        if !self.controls.virtualize_apic_accesses || base != self.controls.apic_access_address {
-            return ordinary_memory(&Page::new(self.memory.clone(), base), accesses);
+        if !translation.apic_access {
+            let page = Page::new(self.memory.clone(), translation.base);
+            return ordinary_memory(&page, accesses);
         }
         self.virtualized(physical, accesses)
     }
@@ -185,7 +181,13 @@ impl Guest<'_> {
                     self.page.store_bytes(access.offset, access.width, value as u32);
                     written = Some(access);
                 }
-                _ => return Outcome::Exit(access.apic_access_exit()),
+                _ => {
+                    let instruction_length = self.knobs.apic_access_length;
+                    return Outcome::Exit(VmExit {
+                        instruction_length,
+                        ..access.apic_access_exit()
+                    });
+                }
             }
         }
         match written.and_then(|write| self.emulate_write(physical, write.offset)) {
@@ -237,7 +239,7 @@ impl Guest<'_> {
 }
 
 /// Shorthand "self", fixed, edge, no reserved bit, idle, and a legal vector. Level and destination mode do not matter.
-fn is_self_ipi(command: u32) -> bool {
+pub(super) fn is_self_ipi(command: u32) -> bool {
     let reserved = command & 0xfff3_3000 != 0;
     let shorthand = command >> 18 & 3;
     let level_triggered = command >> 15 & 1 != 0;

@@ -55,6 +55,7 @@ mod ops;
 mod page;
 mod physical;
 pub mod rig;
+mod translation;
 mod vmcs;
 
 pub use self::bus::{PhysicalBus, PhysicalInterrupt};

@@ -2,7 +2,7 @@
 
 use super::exit::{ExitReason, Outcome, VmExit};
 use super::guest::Guest;
-use super::mmio::is_simple_ipi;
+use super::mmio::{is_self_ipi, is_simple_ipi};
 use super::page::offset;
 use super::physical::PhysicalApic;
 
@@ -76,6 +76,14 @@ impl Guest<'_> {
             0x808 => return self.tpr_virtualization(),
             0x80b => return self.eoi_virtualization(),
             0x80f => return None,
+            0x830
+                if self.knobs.ipiv_sends_self_by_msr
+                    && self.controls.virtual_interrupt_delivery
+                    && is_self_ipi(command) =>
+            {
+                self.self_ipi_virtualization(vector);
+                return None;
+            }
             0x830 if is_simple_ipi(command, false) => {
                 return self.ipi_virtualization(physical, vector, (value >> 32) as u32);
             }
