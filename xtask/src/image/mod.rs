@@ -3,7 +3,7 @@
 //! ```text
 //! sector 0            boot sector, its partition table filled in here; also the first sector of the program
 //! ...                 the rest of the program, as it lies in memory from 1 MiB on
-//! sector 2048         EFI system partition (FAT16) with the program once more, as \EFI\BOOT\BOOTX64.EFI
+//! sector 8192         EFI system partition (FAT16) with the program once more, as \EFI\BOOT\BOOTX64.EFI
 //! ```
 
 mod command_line;
@@ -33,7 +33,7 @@ pub(crate) fn pack(elf: &Path, out: &Path) -> Result<()> {
 }
 
 fn disk(program: &Program) -> Result<Vec<u8>> {
-    const PARTITION_START: usize = 2048 * SECTOR;
+    const PARTITION_START: usize = 8192 * SECTOR;
     ensure!(
         program.bytes.len() <= PARTITION_START,
         "the program does not fit before the partition"
@@ -87,9 +87,9 @@ mod tests {
         assert_eq!(disk[SECTOR..3 * SECTOR], program().bytes[SECTOR..]);
         let word = |at: usize| u32::from_le_bytes(disk[at..at + 4].try_into().unwrap());
         assert_eq!(disk[450], 0xef);
-        assert_eq!(word(454), 2048);
-        assert_eq!(word(458) as usize, disk.len() / SECTOR - 2048);
-        assert_eq!(&disk[2048 * SECTOR + 510..][..2], [0x55, 0xaa]);
+        assert_eq!(word(454), 8192);
+        assert_eq!(word(458) as usize, disk.len() / SECTOR - 8192);
+        assert_eq!(&disk[8192 * SECTOR + 510..][..2], [0x55, 0xaa]);
     }
 
     #[test]

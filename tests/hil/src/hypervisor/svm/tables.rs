@@ -4,17 +4,20 @@ use avic::{
     Backing, Capabilities, LogicalPage, MsrPermissions, PhysicalPage, Shared, Storage, TableError,
     Window,
 };
+use spin::Mutex;
 use vlapic_core::Vm;
 use vlapic_hal::Doorbell;
 use vlapic_hal::x86::{AvicDoorbell, LinearMap, NativeCpuid};
 
 use crate::guest::MAX_VCPUS;
 use crate::hypervisor::storage;
-use crate::machine::{cpu, smp};
+use crate::machine::{cpu, memory, smp};
 
 static PHYSICAL: [PhysicalPage; 1] = [const { PhysicalPage::new() }; 1];
 static LOGICAL: LogicalPage = LogicalPage::new();
-static MSR_PERMISSIONS: [MsrPermissions; MAX_VCPUS] = [const { MsrPermissions::new() }; MAX_VCPUS];
+/// In frames of their own: all ones at the start, they would be a good part of the image.
+static MSR_PERMISSIONS: [Mutex<Option<&'static MsrPermissions>>; MAX_VCPUS] =
+    [const { Mutex::new(None) }; MAX_VCPUS];
 
 /// The tables of APIC IDs and the register window.
 pub(in super::super) struct Tables {
@@ -35,7 +38,7 @@ impl Tables {
 
 /// The map of a vCPU under AVIC.
 pub(super) fn msr_permissions(index: usize) -> &'static MsrPermissions {
-    &MSR_PERMISSIONS[index]
+    MSR_PERMISSIONS[index].lock().get_or_insert_with(|| memory::place(MsrPermissions::new()))
 }
 
 /// What this processor has.
