@@ -2,6 +2,7 @@
 
 pub mod avic_hypervisor;
 pub mod avic_model;
+mod common;
 pub mod contrast;
 pub mod demo;
 pub mod exhaustive;

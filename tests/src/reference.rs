@@ -8,6 +8,7 @@ use vlapic_core::{
     Trigger, Vm,
 };
 
+use crate::common;
 use crate::hypervisor::{Answer, Op};
 use crate::migrate::{Doing, Movable, Moved};
 use crate::steps::{Seen, Subject, UPCALL};
@@ -117,37 +118,17 @@ impl Reference {
         if cpu.run != Run::Ready {
             return Answer::NotRunning;
         }
-        let result = match op {
-            Op::Load { offset, width } => {
-                return Answer::Value(cpu.apic.read_mmio(offset, width, now));
-            }
-            Op::Store { offset, width, value } => {
-                Ok(cpu.apic.write_mmio(offset, width, value, now))
-            }
-            Op::Rdmsr(msr) => {
-                let read = cpu.apic.read_msr(msr, now);
-                return read.map_or(Answer::GeneralProtection, Answer::Value);
-            }
-            Op::Wrmsr(msr, value) => cpu.apic.write_msr(msr, value, now),
-            Op::ReadCr8 => return Answer::Value(cpu.apic.read_cr8()),
-            Op::WriteCr8(value) => cpu.apic.write_cr8(value, now),
-            Op::SetInterruptFlag(flag) => {
-                cpu.interrupt_flag = flag;
-                Ok(Effect::None)
-            }
+        match op {
+            Op::SetInterruptFlag(flag) => cpu.interrupt_flag = flag,
             Op::Halt | Op::EnableAndHalt => {
                 cpu.interrupt_flag |= op == Op::EnableAndHalt;
                 cpu.run = Run::Halted;
-                Ok(Effect::None)
             }
-        };
-        match result {
-            Ok(effect) => {
-                self.carry_out(index, effect);
-                Answer::Done
-            }
-            Err(_) => Answer::GeneralProtection,
+            _ => {}
         }
+        let (answer, effect) = common::emulate(&mut cpu.apic, op, now);
+        self.carry_out(index, effect);
+        answer
     }
 
     fn carry_out(&mut self, index: usize, effect: Effect) {
@@ -180,14 +161,10 @@ impl Cpu {
         loop {
             while let Some(event) = self.apic.take_event() {
                 self.events.push(event);
-                match event {
-                    Event::Init { waits: true } => self.run = Run::WaitsForSipi,
-                    Event::Init { .. } | Event::Startup { .. } => {
-                        self.run = Run::Ready;
-                        self.interrupt_flag = true;
-                    }
-                    Event::Nmi => self.run = Run::Ready,
-                    _ => {}
+                match common::carry_out_event(event, &mut self.interrupt_flag) {
+                    Some(Doing::Waiting) => self.run = Run::WaitsForSipi,
+                    Some(_) => self.run = Run::Ready,
+                    None => {}
                 }
             }
             if self.run == Run::WaitsForSipi {

@@ -1,12 +1,14 @@
 //! The loop of a vCPU: before entry, enter, after exit.
 
 use avic::Exit;
-use vlapic_core::{Effect, EntryInput, Event, ExitOutcome, Next, Notify};
+use vlapic_core::{Effect, EntryInput, Event, ExitOutcome, Next};
 
 use super::guest::Answer;
 use super::vcpu::{NESTED_CR3, View};
 use super::{Broken, Hypervisor, KICK, LOG, Run, Storage};
 use crate::avic_model::{GuestOp, Mapping, Outcome, VmExit, code, field};
+use crate::common;
+use crate::migrate::Doing;
 
 /// More entries in a row than any guest operation needs.
 const TOO_MANY_ENTRIES: usize = 64;
@@ -77,18 +79,12 @@ impl Hypervisor<'_> {
         {
             let vcpu = &mut self.vcpus[index];
             vcpu.events.push(event);
-            match event {
-                Event::Init { waits: true } => vcpu.run = Run::WaitsForSipi,
-                Event::Init { .. } | Event::Startup { .. } => {
-                    vcpu.run = Run::Ready;
-                    vcpu.interrupt_flag = true;
-                }
-                Event::Nmi => {
-                    vcpu.run = Run::Ready;
-                    vcpu.injects_nmi = true;
-                }
-                _ => {}
+            match common::carry_out_event(event, &mut vcpu.interrupt_flag) {
+                Some(Doing::Waiting) => vcpu.run = Run::WaitsForSipi,
+                Some(_) => vcpu.run = Run::Ready,
+                None => {}
             }
+            vcpu.injects_nmi |= event == Event::Nmi;
         }
         self.vcpus[index].run == Run::Ready
     }
@@ -292,23 +288,16 @@ impl Hypervisor<'_> {
 
     /// What a write asked of the hypervisor.
     pub(super) fn carry_out(&mut self, index: usize, effect: Effect) {
-        match effect {
-            Effect::Ipi(message) => {
-                let receipts: Vec<_> = self.shared.vm().send(&message, Some(index)).collect();
-                for (target, receipt) in receipts {
-                    self.notify(target, receipt.notify);
-                }
-            }
-            Effect::Announce(_) if self.config.broken == Broken::IgnoresAnnouncements => {}
-            Effect::Announce(destination) => {
-                let told: Vec<(usize, Notify)> =
-                    self.shared.vm().announce(destination, Some(index)).collect();
-                for (target, notify) in told {
-                    self.notify(target, notify);
-                }
-            }
-            Effect::EndOfInterrupt(vector) => self.vcpus[index].broadcasts.push(vector.get()),
-            _ => {}
+        let ignored = self.config.broken == Broken::IgnoresAnnouncements
+            && matches!(effect, Effect::Announce(_));
+        if ignored {
+            return;
+        }
+        for (target, notify) in common::told(self.shared.vm(), index, &effect) {
+            self.notify(target, notify);
+        }
+        if let Effect::EndOfInterrupt(vector) = effect {
+            self.vcpus[index].broadcasts.push(vector.get());
         }
     }
 

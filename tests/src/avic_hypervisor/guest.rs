@@ -1,11 +1,12 @@
 //! What the guest does.
 
-use vlapic_core::{Effect, Fault, IA32_APIC_BASE, Mode, Register, Width};
+use vlapic_core::{IA32_APIC_BASE, Mode, Register, Width};
 
 use super::exits::Handled;
 use super::vcpu::NESTED_CR3;
 use super::{Hypervisor, Run, Storage};
 use crate::avic_model::{GuestOp, Mapping, Outcome};
+use crate::common;
 
 pub(super) use crate::hypervisor::{Answer, Op};
 
@@ -90,35 +91,26 @@ impl Hypervisor<'_> {
 
     /// Does an instruction for the guest that exited before it was done.
     pub(super) fn emulate(&mut self, index: usize, op: GuestOp) -> Answer {
-        let now = self.now;
-        let apic = self.vcpus[index].driver.apic_mut();
-        let result = match op {
+        let op = match op {
             GuestOp::Read { address, width } => {
-                return Answer::Value(apic.read_mmio(address as u16 & 0xfff, bytes(width), now));
+                Op::Load { offset: address as u16 & 0xfff, width: bytes(width) }
             }
             GuestOp::Write { address, width, value } => {
-                Ok(apic.write_mmio(address as u16 & 0xfff, bytes(width), value, now))
+                Op::Store { offset: address as u16 & 0xfff, width: bytes(width), value }
             }
-            GuestOp::Rdmsr { msr } => {
-                return apic.read_msr(msr, now).map_or(Answer::GeneralProtection, Answer::Value);
-            }
-            GuestOp::Wrmsr { msr, value } => apic.write_msr(msr, value, now),
-            GuestOp::ReadCr8 => return Answer::Value(apic.read_cr8()),
-            GuestOp::WriteCr8 { value } => apic.write_cr8(value, now),
+            GuestOp::Rdmsr { msr } => Op::Rdmsr(msr),
+            GuestOp::Wrmsr { msr, value } => Op::Wrmsr(msr, value),
+            GuestOp::ReadCr8 => Op::ReadCr8,
+            GuestOp::WriteCr8 { value } => Op::WriteCr8(value),
             GuestOp::Hlt => {
                 self.halted(index);
-                Ok(Effect::None)
+                return Answer::Done;
             }
-            GuestOp::Vmmcall | GuestOp::Iret => Ok(Effect::None),
+            GuestOp::Vmmcall | GuestOp::Iret => return Answer::Done,
         };
-        match result {
-            Ok(effect) => {
-                self.carry_out(index, effect);
-                Answer::Done
-            }
-            Err(Fault::GeneralProtection) => Answer::GeneralProtection,
-            Err(_) => unreachable!("a fault that this hypervisor does not know"),
-        }
+        let (answer, effect) = common::emulate(self.vcpus[index].driver.apic_mut(), op, self.now);
+        self.carry_out(index, effect);
+        answer
     }
 
     /// Writes a register the way the APIC's mode has it.

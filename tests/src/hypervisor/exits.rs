@@ -9,6 +9,8 @@ use vlapic_hal::{Vmcs, VmcsError};
 
 use super::guest::{Answer, Op};
 use super::{Hypervisor, KICK, NOTIFICATION, Run, WAKEUP};
+use crate::common;
+use crate::migrate::Doing;
 use crate::model::{self, ExitReason, Shadow, VmExit, field};
 
 /// More entries in a row than any guest operation needs.
@@ -98,17 +100,13 @@ impl<'m> Hypervisor<'m> {
         {
             let vcpu = &mut self.vcpus[index];
             vcpu.events.push(event);
-            match event {
-                Event::Init { waits: true } => vcpu.run = Run::WaitsForSipi,
-                Event::Init { .. } | Event::Startup { .. } => {
-                    vcpu.run = Run::Ready;
-                    vcpu.interrupt_flag = true;
-                }
-                Event::Nmi => {
-                    vcpu.run = Run::Ready;
-                    vcpu.injects = Some(2);
-                }
-                _ => {}
+            match common::carry_out_event(event, &mut vcpu.interrupt_flag) {
+                Some(Doing::Waiting) => vcpu.run = Run::WaitsForSipi,
+                Some(_) => vcpu.run = Run::Ready,
+                None => {}
+            }
+            if event == Event::Nmi {
+                vcpu.injects = Some(2);
             }
         }
         self.vcpus[index].run == Run::Ready
@@ -197,15 +195,11 @@ impl<'m> Hypervisor<'m> {
 
     /// What a write asked of the hypervisor.
     pub(super) fn carry_out(&mut self, index: usize, effect: Effect) {
-        match effect {
-            Effect::Ipi(message) => {
-                let receipts: Vec<_> = self.vm.send(&message, Some(index)).collect();
-                for (target, receipt) in receipts {
-                    self.notify(target, receipt.notify);
-                }
-            }
-            Effect::EndOfInterrupt(vector) => self.vcpus[index].broadcasts.push(vector.get()),
-            _ => {}
+        for (target, notify) in common::told(self.vm, index, &effect) {
+            self.notify(target, notify);
+        }
+        if let Effect::EndOfInterrupt(vector) = effect {
+            self.vcpus[index].broadcasts.push(vector.get());
         }
     }
 

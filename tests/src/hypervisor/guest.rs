@@ -1,8 +1,9 @@
 //! What the guest does.
 
-use vlapic_core::{Effect, Fault, IA32_APIC_BASE, Mode, Register, Width};
+use vlapic_core::{IA32_APIC_BASE, Mode, Register, Width};
 
 use super::{Hypervisor, Run, Storage};
+use crate::common;
 use crate::model::{self, Window};
 
 /// One instruction of the guest.
@@ -108,36 +109,16 @@ impl Hypervisor<'_> {
 
     /// Does an instruction for the guest that exited before it was done.
     pub(super) fn emulate(&mut self, index: usize, op: Op) -> Answer {
-        let now = self.now;
-        let apic = self.vcpus[index].driver.apic_mut();
-        let result = match op {
-            Op::Load { offset, width } => {
-                return Answer::Value(apic.read_mmio(offset, width, now));
-            }
-            Op::Store { offset, width, value } => Ok(apic.write_mmio(offset, width, value, now)),
-            Op::Rdmsr(msr) => {
-                return apic.read_msr(msr, now).map_or(Answer::GeneralProtection, Answer::Value);
-            }
-            Op::Wrmsr(msr, value) => apic.write_msr(msr, value, now),
-            Op::ReadCr8 => return Answer::Value(apic.read_cr8()),
-            Op::WriteCr8(value) => apic.write_cr8(value, now),
-            Op::SetInterruptFlag(_) => Ok(Effect::None),
-            Op::Halt | Op::EnableAndHalt => {
-                self.halted(index);
-                Ok(Effect::None)
-            }
-        };
-        match result {
-            Ok(effect) => {
-                self.carry_out(index, effect);
-                if matches!(op, Op::Store { offset: 0x0f0, .. } | Op::Wrmsr(0x80f, _)) {
-                    self.svr_was_written(index);
-                }
-                Answer::Done
-            }
-            Err(Fault::GeneralProtection) => Answer::GeneralProtection,
-            Err(_) => unreachable!("a fault that this hypervisor does not know"),
+        let (answer, effect) = common::emulate(self.vcpus[index].driver.apic_mut(), op, self.now);
+        if matches!(op, Op::Halt | Op::EnableAndHalt) {
+            self.halted(index);
         }
+        self.carry_out(index, effect);
+        let wrote = answer == Answer::Done;
+        if wrote && matches!(op, Op::Store { offset: 0x0f0, .. } | Op::Wrmsr(0x80f, _)) {
+            self.svr_was_written(index);
+        }
+        answer
     }
 
     /// Writes a register the way the APIC's mode has it.
