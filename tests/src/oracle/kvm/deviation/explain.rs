@@ -184,7 +184,7 @@ impl Step<'_> {
                 }
                 _ => false,
             };
-            let illegal = sent.as_ref().is_some_and(|sent| sent.vector < 16);
+            let illegal = sent.as_ref().is_some_and(Sent::has_illegal_vector);
             let entry = self.before[vcpu].word(Register::Lvt(vlapic_core::LvtEntry::Error));
             let raises = (accessed || illegal)
                 && self.mode(vcpu) != Mode::Disabled

@@ -13,7 +13,7 @@ pub(super) struct Sent {
     /// Whose ICR it is; none for an MSI.
     sender: Option<usize>,
     mode: u8,
-    pub(super) vector: u8,
+    vector: u8,
     logical: bool,
     destination: u32,
     /// The destination has 32 bits.
@@ -79,6 +79,10 @@ impl Sent {
 
     const fn is_vector(&self) -> bool {
         self.mode <= 1
+    }
+
+    pub(super) const fn has_illegal_vector(&self) -> bool {
+        self.is_vector() && self.vector < 16
     }
 
     const fn is_lowest(&self) -> bool {
@@ -194,7 +198,7 @@ fn got(step: &Step<'_>, sent: &Sent, vcpu: usize, now: &View) -> Got {
 fn rows(step: &Step<'_>, sent: &Sent, vcpu: usize) -> Vec<(Deviation, Got, Got)> {
     let mut rows = Vec::new();
     let (due, given) = (sent.due(), sent.given());
-    if sent.is_vector() && sent.vector < 16 {
+    if sent.has_illegal_vector() {
         rows.push((Deviation::LowVector, NOTHING, EDGE.or(LEVEL)));
         return rows;
     }
