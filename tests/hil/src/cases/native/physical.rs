@@ -103,7 +103,9 @@ impl Physical {
         }
         self.write(0x310, u64::from(destination));
         self.write(0x300, u64::from(low));
-        let _sent = (0..1_000_000).any(|_| self.read(0x300).unwrap_or(0) & 1 << 12 == 0);
+        // Some machines keep bit 12 as it was written.
+        let patience = if low & 1 << 12 == 0 { 1_000_000 } else { 1_000 };
+        let _sent = (0..patience).any(|_| self.read(0x300).unwrap_or(0) & 1 << 12 == 0);
         true
     }
 
