@@ -62,6 +62,8 @@ rows! {
     SpuriousNeverEnds => "SDM 10.8.5: EOI ends the highest vector in service; here not the one that SVR holds",
     /// Bochs.
     LowestPriorityPhysical => "SDM 10.6.2.1 leaves lowest priority to one APIC ID to the model: here it is not sent",
+    /// Bochs, QEMU.
+    BroadcastNeedsLdr => "APM 16.6.1, SDM 10.6.2.2: logical destination FF is every APIC; here LDR has to match it",
     /// Bochs.
     SendAccept => "SDM 10.5.3: ESR bit 2 is reserved since Pentium 4; here a message without a target sets it",
     /// Bochs, QEMU.
@@ -193,6 +195,16 @@ impl Step {
             _ => 0,
         };
         (self.timer | now) & TSC_DEADLINE != 0
+    }
+
+    /// Whether it is a message to the logical destination FF of xAPIC mode.
+    const fn logical_broadcast(&self) -> bool {
+        match self.operation {
+            Operation::Command { destination, low } => {
+                low & 0xc_0800 == 0x800 && destination >> 24 == 0xff
+            }
+            _ => false,
+        }
     }
 
     /// Whether the register at `offset` is read or written.
@@ -364,6 +376,9 @@ fn vectors(subject: &Subject, step: &Step, offset: u16, ours: u64, machine: u64)
         return None;
     }
     let requested = machine & bit != 0;
+    if subject.mode == Mode::XApic && step.logical_broadcast() && (irr && !requested || tmr) {
+        return Some(Row::BroadcastNeedsLdr);
+    }
     if message.mode == 7 && (requested || tmr) {
         return Some(Row::ModeSevenHasVector);
     }
