@@ -23,7 +23,7 @@ impl Sides {
         let Operation::Timer { mode, vector, masked, divide, expires, .. } = *operation else {
             return Ok(None);
         };
-        let Some(way) = Way::of(bases[vcpu].mode()) else { return Ok(None) };
+        let Some(way) = Way::of(bases[vcpu]) else { return Ok(None) };
         let vector = if vector < 16 { vector + 16 } else { vector };
         let entry = u32::from(vector) | u32::from(masked) << 16 | u32::from(mode) << 17;
         let timer = Register::Lvt(LvtEntry::Timer);
@@ -146,9 +146,10 @@ enum Way {
 }
 
 impl Way {
-    const fn of(mode: Mode) -> Option<Self> {
-        match mode {
-            Mode::XApic => Some(Self::Memory(ApicBase::DEFAULT_ADDRESS as u32)),
+    /// Where the window is now; none above 4 GiB, where the guest does not reach.
+    fn of(base: ApicBase) -> Option<Self> {
+        match base.mode() {
+            Mode::XApic => u32::try_from(base.address()).ok().map(Self::Memory),
             Mode::X2Apic => Some(Self::Msr),
             Mode::Disabled => None,
         }
