@@ -3,8 +3,8 @@
 use std::hint::black_box;
 
 use vlapic_core::{
-    ApicPage, DirectInbox, Effect, Fault, IA32_APIC_BASE, Inbox, LocalApic, Message, Profile,
-    Register, Slot, Vm, Width,
+    ApicPage, DirectInbox, Directory, Effect, Fault, IA32_APIC_BASE, Inbox, LocalApic, Message,
+    Profile, Register, Slot, Vm, Width,
 };
 
 use crate::row::Mode;
@@ -26,7 +26,9 @@ pub(crate) struct Machine<I: 'static> {
 pub(crate) fn emulated(vcpus: u32, mode: Mode) -> Machine<DirectInbox> {
     let pages: &'static [ApicPage] =
         Box::leak((0..vcpus).map(|_| ApicPage::new()).collect::<Box<[_]>>());
-    let slot = |(id, page)| Slot::new(page, id, Profile::intel(), DirectInbox);
+    let directory: &'static Directory = Box::leak(Box::new(Directory::new()));
+    let slot =
+        |(id, page)| Slot::new(page, id, Profile::intel(), DirectInbox).with_directory(directory);
     let slots: &'static [Slot<'static, DirectInbox>] =
         Box::leak((0..vcpus).zip(pages).map(slot).collect::<Box<[_]>>());
     let apics = slots.iter().map(|slot| LocalApic::new(slot, slot.x2apic_id() == 0)).collect();
