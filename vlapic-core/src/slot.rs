@@ -46,7 +46,10 @@ pub struct Receipt {
 }
 
 /// What became of a message at its target.
+///
+/// As wide as the processor copies it: a narrow store before a wide load would hold it up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 #[non_exhaustive]
 pub enum Outcome {
     /// Taken: it will be delivered.

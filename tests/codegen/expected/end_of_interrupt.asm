@@ -1,205 +1,258 @@
 ; rustc 1.95.0 (59807616e 2026-04-14)
 end_of_interrupt:
+    push rbp
+    push r15
+    push r14
+    push r12
     push rbx
     mov rbx, rdi
-    mov rax, [rsi+0x28]
-    mov rax, [rax+8]
-    mov ecx, [rax+0x170]
-    test ecx, ecx
-    je L1
-    bsr eax, ecx
-    or al, 0xE0
-    jmp L7
-L1:
-    mov ecx, [rax+0x160]
-    test ecx, ecx
-    je L2
-    bsr eax, ecx
-    or al, 0xC0
-    jmp L7
-L2:
-    mov ecx, [rax+0x150]
-    test ecx, ecx
+    mov r14, [rsi+0x30]
+    mov r15, [r14+0x18]
+    mov rdi, r15
+    call vlapic_core::vectors::VectorSet::take_highest_owned
+    mov r12d, 5
+    test al, 1
     je L3
-    bsr eax, ecx
-    or al, 0xA0
-    jmp L7
+    mov ecx, eax
+    shr ecx, 0x10
+    shr eax, 8
+    mov edx, [r15+0x80]
+    mov esi, edx
+    and sil, 0xF0
+    cmp sil, cl
+    cmovae ecx, edx
+    movzx ecx, cl
+    mov [r15+0xA0], ecx
+    mov ecx, [r14+0x24]
+    movzx ebp, al
+    test ecx, 0x300000
+    jne L4
+L1:
+    mov rcx, [r14+0x18]
+    mov edx, ebp
+    shr dl, 3
+    and dl, 0x1C
+    movzx edx, dl
+    mov ecx, [rcx+rdx*4+0x180]
+    bt ecx, ebp
+    jae L3
+    cmp byte ptr [r14+0x3C], 0
+    je L2
+    mov rcx, [r14+0x18]
+    mov ecx, [rcx+0xF0]
+    test ecx, 0x1000
+    jne L3
+L2:
+    mov [rbx+4], al
+    mov r12d, 8
 L3:
-    mov ecx, [rax+0x140]
-    test ecx, ecx
-    je L4
-    bsr eax, ecx
-    or al, 0x80
-    jmp L7
-L4:
-    mov ecx, [rax+0x130]
-    test ecx, ecx
-    je L5
-    bsr eax, ecx
-    or al, 0x60
-    jmp L7
-L5:
-    mov ecx, [rax+0x120]
-    test ecx, ecx
-    je L6
-    bsr eax, ecx
-    or al, 0x40
-    jmp L7
-L6:
-    mov ecx, [rax+0x110]
-    test ecx, ecx
-    je L8
-    bsr eax, ecx
-    or al, 0x20
-L7:
-    movzx edx, al
-    mov rdi, rbx
-    call vlapic_core::local::LocalApic<I>::end_of
+    mov [rbx], r12d
     mov rax, rbx
     pop rbx
+    pop r12
+    pop r14
+    pop r15
+    pop rbp
     ret
-L8:
-    mov eax, [rax+0x100]
-    and eax, 0xFFFF0000
-    je L9
-    bsr eax, eax
-    cmp al, 0xF
-    ja L7
-L9:
-    mov byte ptr [rbx], 0
-    mov rax, rbx
-    pop rbx
+L4:
+    mov rdi, r14
+    mov esi, ebp
+    mov r15d, eax
+    call vlapic_core::local::LocalApic<I>::release_pins
+    mov eax, r15d
+    jmp L1
+
+vlapic_core::local::LocalApic<I>::release_pins:
+    mov eax, [rdi+0x24]
+    test eax, 0x100000
+    je L1
+    mov rax, [rdi+0x18]
+    mov ecx, [rax+0x350]
+    mov eax, [rax+0xF0]
+    mov eax, [rdi+0x24]
+    cmp sil, cl
+    jne L1
+    lock and dword ptr [rdi+0x24], 0xFFEFFFFF
+    mov rax, [rdi+0x18]
+    lock and dword ptr [rax+0x350], 0xFFFFBFFF
+L1:
+    mov eax, [rdi+0x24]
+    test eax, 0x200000
+    je L2
+    mov rax, [rdi+0x18]
+    mov ecx, [rax+0x360]
+    mov eax, [rax+0xF0]
+    mov eax, [rdi+0x24]
+    cmp sil, cl
+    jne L2
+    lock and dword ptr [rdi+0x24], 0xFFDFFFFF
+    mov rax, [rdi+0x18]
+    lock and dword ptr [rax+0x360], 0xFFFFBFFF
+L2:
     ret
 
-vlapic_core::local::LocalApic<I>::end_of:
-    mov ecx, edx
-    mov rax, [rsi+0x28]
-    mov r8, [rax+8]
-    mov esi, ecx
-    shr sil, 3
-    and sil, 0x1C
-    mov edx, 1
-    shl edx, cl
-    mov r9d, 0xFFFFFFFE
-    rol r9d, cl
-    movzx esi, sil
-    and [r8+rsi*4+0x100], r9d
-    mov r8, [rax+8]
-    mov r9d, [r8+0x80]
-    mov r10d, [r8+0x170]
-    test r10d, r10d
-    je L2
-    bsr r10d, r10d
-    or r10b, 0xE0
-L1:
-    and r10b, 0xF0
-    jmp L10
-L2:
-    mov r10d, [r8+0x160]
-    test r10d, r10d
+vlapic_core::vectors::VectorSet::take_highest_owned:
+    mov edx, [rdi+0x170]
+    test edx, edx
+    je L1
+    bsr ecx, edx
+    or cl, 0xE0
+    mov eax, 0xFFFFFFFE
+    rol eax, cl
+    and [rdi+0x170], eax
+    and eax, edx
     je L3
-    bsr r10d, r10d
-    or r10b, 0xC0
-    and r10b, 0xF0
-    jmp L10
-L3:
-    mov r10d, [r8+0x150]
-    test r10d, r10d
-    je L4
-    bsr r10d, r10d
-    or r10b, 0xA0
-    and r10b, 0xF0
-    jmp L10
-L4:
-    mov r10d, [r8+0x140]
-    test r10d, r10d
-    je L5
-    bsr r10d, r10d
-    or r10b, 0x80
-    and r10b, 0xF0
-    jmp L10
-L5:
-    mov r10d, [r8+0x130]
-    test r10d, r10d
+    mov sil, 0xE0
+    mov dl, 1
+    jmp L16
+L1:
+    mov eax, [rdi+0x160]
+    test eax, eax
     je L6
-    bsr r10d, r10d
-    or r10b, 0x60
-    and r10b, 0xF0
-    jmp L10
-L6:
-    mov r10d, [r8+0x120]
-    test r10d, r10d
+    bsr ecx, eax
+    or cl, 0xC0
+    mov edx, 0xFFFFFFFE
+    rol edx, cl
+    and [rdi+0x160], edx
+    btr eax, ecx
+    test eax, eax
+    je L4
+L2:
+    mov sil, 0xC0
+    mov dl, 1
+    jmp L16
+L3:
+    mov eax, [rdi+0x160]
+    test eax, eax
+    jne L2
+L4:
+    mov eax, [rdi+0x150]
+    test eax, eax
     je L7
-    bsr r10d, r10d
-    or r10b, 0x40
-    and r10b, 0xF0
-    jmp L10
-L7:
-    mov r10d, [r8+0x110]
-    test r10d, r10d
+L5:
+    mov sil, 0xA0
+    mov dl, 1
+    jmp L16
+L6:
+    mov eax, [rdi+0x150]
+    test eax, eax
     je L8
-    bsr r10d, r10d
-    or r10b, 0x20
-    and r10b, 0xF0
-    jmp L10
+    bsr ecx, eax
+    or cl, 0xA0
+    mov edx, 0xFFFFFFFE
+    rol edx, cl
+    and [rdi+0x150], edx
+    btr eax, ecx
+    test eax, eax
+    jne L5
+L7:
+    mov eax, [rdi+0x140]
+    jmp L9
 L8:
-    mov r10d, [r8+0x100]
-    and r10d, 0xFFFF0000
-    je L9
-    bsr r10d, r10d
-    cmp r10b, 0x10
-    jae L1
+    mov eax, [rdi+0x140]
+    test eax, eax
+    je L15
+    bsr ecx, eax
+    or cl, 0x80
+    mov edx, 0xFFFFFFFE
+    rol edx, cl
+    and [rdi+0x140], edx
+    btr eax, ecx
 L9:
-    xor r10d, r10d
+    mov dl, 1
+    mov sil, 0x80
+    test eax, eax
+    jne L16
 L10:
-    mov r11d, r9d
-    and r11b, 0xF0
-    cmp r11b, r10b
-    movzx r10d, r10b
-    cmovae r10d, r9d
-    movzx r9d, r10b
-    mov [r8+0xA0], r9d
-    mov r8, [rax+8]
-    mov r9d, [rax+0x14]
-    test r9d, 0x100000
-    je L11
-    mov r9, [rax+8]
-    mov r10d, [r9+0x350]
-    mov r9d, [r9+0xF0]
-    mov r9d, [rax+0x14]
-    cmp cl, r10b
+    mov eax, [rdi+0x130]
+    test eax, eax
+    sete sil
+    or sil, dl
     jne L11
-    lock and dword ptr [rax+0x14], 0xFFEFFFFF
-    mov r9, [rax+8]
-    lock and dword ptr [r9+0x350], 0xFFFFBFFF
+    bsr ecx, eax
+    or cl, 0x60
+    mov edx, 0xFFFFFFFE
+    rol edx, cl
+    and [rdi+0x130], edx
+    btr eax, ecx
+    mov dl, 1
 L11:
-    mov r9d, [rax+0x14]
-    test r9d, 0x200000
-    je L12
-    mov r9, [rax+8]
-    mov r10d, [r9+0x360]
-    mov r9d, [r9+0xF0]
-    mov r9d, [rax+0x14]
-    cmp cl, r10b
+    mov sil, 0x60
+    test eax, eax
+    jne L16
+    mov eax, [rdi+0x120]
+    test eax, eax
+    sete sil
+    or sil, dl
     jne L12
-    lock and dword ptr [rax+0x14], 0xFFDFFFFF
-    mov r9, [rax+8]
-    lock and dword ptr [r9+0x360], 0xFFFFBFFF
+    bsr ecx, eax
+    or cl, 0x40
+    mov edx, 0xFFFFFFFE
+    rol edx, cl
+    and [rdi+0x120], edx
+    btr eax, ecx
+    mov dl, 1
 L12:
-    mov esi, [r8+rsi*4+0x180]
-    test esi, edx
-    je L14
-    cmp byte ptr [rax+0x2C], 0
-    je L13
-    mov eax, [r8+0xF0]
-    test eax, 0x1000
-    jne L14
+    mov sil, 0x40
+    test eax, eax
+    jne L16
+    mov eax, [rdi+0x110]
+    test eax, eax
+    sete sil
+    or sil, dl
+    jne L13
+    bsr ecx, eax
+    or cl, 0x20
+    mov edx, 0xFFFFFFFE
+    rol edx, cl
+    and [rdi+0x110], edx
+    btr eax, ecx
+    mov dl, 1
 L13:
-    mov [rdi+1], cl
-    mov al, 3
-    mov [rdi], al
-    ret
+    mov sil, 0x20
+    test eax, eax
+    jne L16
+    mov eax, [rdi+0x100]
+    and eax, 0xFFFF0000
+    sete sil
+    or sil, dl
+    jne L14
+    bsr ecx, eax
+    cmp cl, 0x10
+    jb L19
+    mov edx, 0xFFFFFFFE
+    rol edx, cl
+    and [rdi+0x100], edx
+    btr eax, ecx
+    mov dl, 1
 L14:
-    xor eax, eax
-    mov [rdi], al
+    test eax, eax
+    je L18
+    xor esi, esi
+    jmp L16
+L15:
+    xor edx, edx
+    mov sil, 0x80
+    test eax, eax
+    je L10
+L16:
+    movzx edi, sil
+    or sil, 0x10
+    cmp eax, 0x10000
+    movzx eax, sil
+    cmovb eax, edi
+L17:
+    movzx eax, al
+    shl eax, 0x10
+    movzx ecx, cl
+    shl ecx, 8
+    or ecx, eax
+    movzx eax, dl
+    or eax, ecx
     ret
+L18:
+    xor eax, eax
+    jmp L17
+L19:
+    xor edx, edx
+    jmp L17

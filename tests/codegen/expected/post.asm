@@ -5,19 +5,14 @@ post:
     movzx eax, al
     and esi, 0x3F
     lock bts [rdi+rax*8], rsi
-    jae L1
+    jb L1
+    lock bts qword ptr [rdi+0x20], 0
+    jae L2
+L1:
     xor eax, eax
     ret
-L1:
-    mov rdx, [rdi+0x20]
 L2:
-    mov rcx, rdx
-    or rcx, 1
-    mov rax, rdx
-    lock cmpxchg [rdi+0x20], rcx
-    mov rdx, rax
-    jne L2
-    mov eax, edx
-    not eax
-    and eax, 1
+    add rdi, 0x20
+    mov rdx, [rdi]
+    mov eax, 1
     ret

@@ -63,56 +63,66 @@ L8:
     je L9
     lock or [rsi+0x270], ecx
 L9:
+    mov rax, [rdi+0x28]
+    test rax, rax
+    jne L10
+    ret
+L10:
+    jmp apicv::posting::Posting::take_staged
+
+apicv::posting::Posting::take_staged:
+    xor eax, eax
+    xchg [rdi+0x28], rax
     mov rax, [rdi+8]
     test rax, rax
-    je L11
+    je L2
     xor eax, eax
     xchg [rdi+8], rax
     test eax, eax
-    je L10
+    je L1
     lock or [rsi+0x200], eax
-L10:
+L1:
     shr rax, 0x20
-    je L11
+    je L2
     lock or [rsi+0x210], eax
-L11:
+L2:
     mov rax, [rdi+0x10]
     test rax, rax
-    je L13
+    je L4
     xor eax, eax
     xchg [rdi+0x10], rax
     test eax, eax
-    je L12
+    je L3
     lock or [rsi+0x220], eax
-L12:
+L3:
     shr rax, 0x20
-    je L13
+    je L4
     lock or [rsi+0x230], eax
-L13:
+L4:
     mov rax, [rdi+0x18]
     test rax, rax
-    je L15
+    je L6
     xor eax, eax
     xchg [rdi+0x18], rax
     test eax, eax
-    je L14
+    je L5
     lock or [rsi+0x240], eax
-L14:
+L5:
     shr rax, 0x20
-    je L15
+    je L6
     lock or [rsi+0x250], eax
-L15:
+L6:
     mov rax, [rdi+0x20]
     test rax, rax
-    je L17
+    je L8
     xor eax, eax
     xchg [rdi+0x20], rax
     test eax, eax
-    je L16
+    je L7
     lock or [rsi+0x260], eax
-L16:
+L7:
     shr rax, 0x20
-    je L17
+    je L8
     lock or [rsi+0x270], eax
-L17:
+L8:
     ret

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use iced_x86::{
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
 use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SymbolKind, SymbolSection};
 
 /// A function: its name without the compiler's hash, and its code.
@@ -97,6 +99,9 @@ impl Library {
                 (!own.contains(&target) || instruction.is_call_near())
                     .then(|| self.callee_at(target))
             }
+            FlowControl::IndirectCall if instruction.op0_kind() == OpKind::Register => {
+                Some(self.through_register(function, instruction))
+            }
             FlowControl::IndirectCall => Some(self.through_slot(instruction)),
             // A table of a `match` jumps within the function; a tail call goes through a slot.
             FlowControl::IndirectBranch if instruction.memory_base() == Register::RIP => {
@@ -113,9 +118,28 @@ impl Library {
         }
     }
 
+    /// A register whose last value, in the order of the code, comes from a slot: the compiler keeps
+    /// the address of what it calls in a loop.
+    fn through_register(&self, function: &Function, call: &Instruction) -> Callee {
+        let register = call.op0_register();
+        let writes = |instruction: &&Instruction| {
+            let keeps = [Mnemonic::Push, Mnemonic::Pop, Mnemonic::Call, Mnemonic::Cmp];
+            instruction.op0_kind() == OpKind::Register
+                && instruction.op0_register().full_register() == register
+                && !keeps.contains(&instruction.mnemonic())
+        };
+        let before = function.code.iter().take_while(|instruction| instruction.ip() < call.ip());
+        let last = before.filter(writes).last();
+        let load = last.filter(|last| last.code() == Code::Mov_r64_rm64);
+        load.map_or(Callee::Unknown, |load| self.slot_of(load, load.op1_kind()))
+    }
+
     fn through_slot(&self, instruction: &Instruction) -> Callee {
-        let fixed =
-            instruction.op0_kind() == OpKind::Memory && instruction.memory_base() == Register::RIP;
+        self.slot_of(instruction, instruction.op0_kind())
+    }
+
+    fn slot_of(&self, instruction: &Instruction, operand: OpKind) -> Callee {
+        let fixed = operand == OpKind::Memory && instruction.memory_base() == Register::RIP;
         let slot = fixed.then(|| instruction.ip_rel_memory_address());
         slot.and_then(|slot| self.slots.get(&slot).cloned()).unwrap_or(Callee::Unknown)
     }
