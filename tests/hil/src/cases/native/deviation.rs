@@ -141,7 +141,10 @@ impl Causes {
             Operation::Command { low, .. } => {
                 Self { vector: self.vector || low & 0xff < 16, message: true, ..self }
             }
-            Operation::Write { offset: ESR, .. } => Self::default(),
+            // One that faults latches nothing.
+            Operation::Write { offset: ESR, value } if mode == Mode::XApic || value == 0 => {
+                Self::default()
+            }
             Operation::Write { offset: SELF_IPI, value } if mode == Mode::X2Apic => {
                 Self { vector: self.vector || value < 16, message: true, ..self }
             }
