@@ -13,6 +13,8 @@ use crate::subject::{Memory, Msr, Places, Way, carry_out, emulated};
 
 /// Fixed, edge, asserted, vector 61.
 const COMMAND: u64 = 0x4061;
+/// What the peer leaves out of an interrupt to itself.
+const NOT_ASKED: &str = "whether the APIC accepts it is not asked";
 const SELF: u64 = 1 << 18;
 const ALL_BUT_SELF: u64 = 3 << 18;
 
@@ -78,6 +80,7 @@ fn self_ipi<W: PeerWay>() -> Row {
         Contenders::ours(ours).floor(floor::locked_or()).peer(peer)
     })
     .of_floor(at_scale(6.0))
+    .peer_lacks(NOT_ASKED)
 }
 
 fn self_ipi_register() -> [Row; 2] {
@@ -92,7 +95,8 @@ fn self_ipi_register() -> [Row; 2] {
         let kernel = kernel::write(at.self_ipi, 0x61);
         Contenders::ours(ours).floor(floor::locked_or()).peer(peer).kernel(kernel)
     })
-    .of_floor(at_scale(6.0));
+    .of_floor(at_scale(6.0))
+    .peer_lacks(NOT_ASKED);
     let taken = Row::new("ipi", "self-taken", Mode::X2Apic, "SELF IPI, taken, EOI", || {
         let at = Places::of::<Msr>();
         let ours = Contender::new("ours", emulated(2, Mode::X2Apic), move |machine, _| {

@@ -166,12 +166,20 @@ fn cells(row: &Row, notes: &[&str], before: Option<&Results>) -> Vec<String> {
         row.peer.as_ref().map_or_else(String::new, ratio),
     ];
     if let Some(before) = before {
-        let before = before.row(&row.id).map(|row| row.ours.median);
-        cells.push(before.map_or_else(String::new, nanoseconds));
-        let change = |before: f64| format!("{:+.0} %", 100.0 * (row.ours.median / before - 1.0));
-        cells.push(before.map_or_else(|| "new".to_owned(), change));
+        let before = before.row(&row.id);
+        cells.push(before.map_or_else(String::new, |before| nanoseconds(before.ours.median)));
+        cells.push(before.map_or_else(|| "new".to_owned(), |before| change(row, before)));
     }
     cells
+}
+
+/// How much dearer than before, as a multiple of the floor: the machine may have been faster or slower then.
+fn change(row: &Row, before: &Row) -> String {
+    let times = match (&row.floor, &before.floor) {
+        (Some(now), Some(then)) if now.what == then.what => now.ratio / then.ratio,
+        _ => row.ours.median / before.ours.median,
+    };
+    format!("{:+.0} %", 100.0 * (times - 1.0))
 }
 
 fn target(row: &Row) -> String {
