@@ -1,6 +1,5 @@
 //! Model checking of a VM's directory: who is listed while somebody's logical address changes. A reduced copy of
-//! `vlapic_core::Directory` and of `Targets`: one APIC, four logical addresses, loom's atomics.
-#![allow(missing_docs)]
+//! `vlapic_core::Directory` and of `Targets`: one APIC, two logical addresses, loom's atomics.
 
 use loom::sync::Arc;
 use loom::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
