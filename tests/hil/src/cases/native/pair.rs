@@ -331,6 +331,10 @@ impl Pair {
     fn adopt(&mut self, register: Compared) -> u64 {
         let machine = self.physical.read(register.offset).unwrap_or(0);
         self.ours.adopt(register.offset, machine as u32);
+        if register.offset == LVT_TIMER {
+            // With what a change of mode does to the timer.
+            self.ours.write(LVT_TIMER, machine);
+        }
         if register.offset == ICR && self.subject.mode == Mode::X2Apic {
             let high = if self.subject.amd() { ICR_HIGH } else { 0x304 };
             self.ours.adopt(high, (machine >> 32) as u32);
