@@ -26,8 +26,8 @@ pub struct Knobs {
     pub spurious_eoi_is_vector_0: bool,
     /// A memory-mapped write to the ICR whose reserved bits are not all 0 is not a candidate for IPI virtualization.
     pub xapic_ipiv_checks_reserved: bool,
-    /// Posted-interrupt processing sets RVI to the highest vector in VIRR, where the manual says the higher of RVI and what
-    /// was posted. The two differ only if software left RVI below VIRR.
+    /// Posted-interrupt processing sets RVI to the higher of RVI and the highest vector in VIRR, where the manual says that of
+    /// RVI and what was posted. The two differ only if software left RVI below VIRR.
     pub posting_rescans_virr: bool,
     /// Translations that a core has made stay until they are flushed, as with VPIDs. If false each VM entry and VM exit
     /// forgets them.

@@ -22,11 +22,10 @@ impl<'m> Guest<'m> {
                 highest_posted = group * 64 + bit as u8;
             }
         }
-        self.rvi = if self.knobs.posting_rescans_virr {
-            self.page.highest(offset::VIRR).unwrap_or(0)
-        } else {
-            self.rvi.max(highest_posted)
-        };
+        if self.knobs.posting_rescans_virr {
+            highest_posted = self.page.highest(offset::VIRR).unwrap_or(0);
+        }
+        self.rvi = self.rvi.max(highest_posted);
         self.others.reach(Point::BeforeEvaluation);
         self.evaluate();
     }

@@ -7,7 +7,7 @@ pub enum Deviation {
     NoReadsByDelivery,
     /// A physical interrupt that meets an entry with RFLAGS.IF = 0 is neither processed nor an exit until RFLAGS is loaded.
     MaskedAfterEntry,
-    /// Posted-interrupt processing sets RVI to the highest vector of VIRR, not to the higher of RVI and PIR.
+    /// Posted-interrupt processing sets RVI to the higher of RVI and VIRR, not to that of RVI and PIR.
     PostingRescansVirr,
     /// A recognized virtual interrupt is delivered in spite of RFLAGS.IF = 0 when a physical interrupt pends.
     DeliveredWithoutIf,
