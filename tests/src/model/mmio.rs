@@ -131,7 +131,7 @@ pub(super) fn virtualizes_write(controls: &Controls, knobs: &Knobs, access: Acce
         );
     }
     match if knobs.writes_by_slot { access.slot() } else { access.offset } {
-        offset::VTPR => true,
+        offset::VTPR => access.offset == offset::VTPR,
         offset::VEOI => controls.virtual_interrupt_delivery,
         offset::VICR_LO => controls.virtual_interrupt_delivery || controls.ipi_virtualization,
         _ => false,
