@@ -35,6 +35,8 @@ pub(in super::super) struct Step<'a> {
 /// Takes away what a row explains, and returns the first of what is left.
 pub(in super::super) fn explain(step: &mut Step<'_>) -> Option<Difference> {
     step.permanent();
+    let sent = step.sent();
+    step.unseen = sent.as_ref().is_some_and(|sent| message::is_unseen(step, sent));
     if step.is_equal() {
         return None;
     }
@@ -48,7 +50,7 @@ pub(in super::super) fn explain(step: &mut Step<'_>) -> Option<Difference> {
         step.rows.extend(row);
     }
     step.error_interrupts();
-    if let Some(sent) = step.sent() {
+    if let Some(sent) = sent {
         message::explain(step, &sent);
     }
     step.answers();

@@ -119,6 +119,13 @@ impl Sent {
     }
 }
 
+/// Whether a row holds for a vCPU that waits for its SIPI: what it then holds is not seen before that.
+pub(super) fn is_unseen(step: &Step<'_>, sent: &Sent) -> bool {
+    let holds =
+        |vcpu: usize| step.before[vcpu].events.waiting && !rows(step, sent, vcpu).is_empty();
+    !sent.is_vector() && (0..step.ours.len()).any(holds)
+}
+
 /// Makes equal what the rows explain.
 pub(super) fn explain(step: &mut Step<'_>, sent: &Sent) {
     let vcpus = step.ours.len();
@@ -129,8 +136,6 @@ pub(super) fn explain(step: &mut Step<'_>, sent: &Sent) {
     for vcpu in 0..vcpus {
         let rows = rows(step, sent, vcpu);
         may_differ += u32::from(!rows.is_empty());
-        // What a vCPU holds that waits for its SIPI is not seen before that.
-        step.unseen |= step.before[vcpu].events.waiting && !rows.is_empty() && !sent.is_vector();
         let ours = got(step, sent, vcpu, &step.ours[vcpu]);
         let kernel = got(step, sent, vcpu, &step.kernel[vcpu]);
         for (count, got) in surely.iter_mut().zip([ours, kernel]) {
