@@ -8,6 +8,7 @@ use super::physical::UNUSABLE;
 use super::random::Random;
 use super::subject::Subject;
 use crate::machine::identity::Machine;
+use crate::machine::smp;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
@@ -163,7 +164,9 @@ fn logical(random: &mut Random, subject: &Subject, low: u32) -> Operation {
         _ => random.bits() as u32 & 0xff00_0000,
     };
     let low = for_others(low);
-    let lowest = u32::from(subject.mode == Mode::XApic && !subject.others && random.one_in(4)) << 8;
+    // Of several it is not known which one takes it, whatever mode the others are in.
+    let alone = smp::cpu_count() == 1;
+    let lowest = u32::from(subject.mode == Mode::XApic && alone && random.one_in(4)) << 8;
     Operation::Command { destination, low: low | 1 << 11 | lowest }
 }
 
