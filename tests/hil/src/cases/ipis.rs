@@ -4,9 +4,10 @@ use core::sync::atomic::Ordering;
 
 use super::guest_apic::{DFR, ESR, LDR, LONG_ENOUGH, SOON, ensure, send};
 use super::stage::{self, GO, INDEX, PHASE, Stage};
-use super::{Case, Failure, Mode, Setting, guests};
+use super::{Case, Failure, Level, Mode, Setting, guests};
 use crate::guest::{self, Apic, Context, MAX_VCPUS, apic, cpu};
 use crate::hypervisor::Config;
+use crate::machine::identity::{self, Machine};
 use crate::machine::smp;
 
 pub(super) const CASES: &[Case] = &[
@@ -207,6 +208,11 @@ fn let_all_go(vcpus: usize, phase: u64) {
 
 /// All vCPUs send to all others at the same time.
 fn storm(setting: Setting) -> Result<(), Failure> {
+    // An open defect, of ours or of QEMU's: see docs/testing.md.
+    let open = setting.level == Level::AvicOff && setting.mode == Mode::XApic;
+    if open && identity::machine() == Machine::Qemu {
+        return Err(Failure::Skip("open defect: one run in ten waits for an IPI for ever"));
+    }
     let stage = stage(setting)?;
     stage.launch(sender, guests::argument(setting.mode))?;
     (1..stage.vcpus()).for_each(|index| stage.start(index));
