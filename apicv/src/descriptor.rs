@@ -114,10 +114,15 @@ impl PostedDescriptor {
 
     /// Posts `vector`; any thread may call.
     ///
-    /// Locked OR on PIR, then on ON. A set bit or a set ON ends it: whoever set it has notified or
-    /// is about to. The target clears ON, with a locked operation, before it looks at PIR: it
-    /// either comes after the OR here and so finds the bit, or before, and then this post sets ON
-    /// anew. ON is not looked at by a plain load first, which the OR on PIR would not order.
+    /// Locked OR on PIR, a load of ON, and if that is clear a locked OR on it. A set bit or a set ON
+    /// ends it: whoever set it has notified or is about to. The target clears ON, with a locked
+    /// operation, before it looks at PIR. So if ON was still set at the load
+    /// here, ON is cleared, and PIR looked at, after the OR on PIR, which finds the bit; else this
+    /// post sets ON anew.
+    ///
+    /// Ordering: it takes the single order of SeqCst operations that a load does not come before a
+    /// store to another place, that of PIR. The OR on PIR and the load are both in it. On x86 no load
+    /// passes an earlier locked operation (SDM Vol. 3A 8.2.3.9), so the load is a plain one.
     #[inline]
     pub fn post(&self, vector: Vector) -> Post {
         let bit = 1u64 << (vector.get() & 63);
@@ -125,6 +130,10 @@ impl PostedDescriptor {
         if word.fetch_or(bit, Ordering::SeqCst) & bit != 0 {
             return Post::Coalesced;
         }
+        if self.control.load(Ordering::SeqCst) & Control::ON != 0 {
+            return Post::Coalesced;
+        }
+        // Another poster may have set it since: then that one notifies.
         if self.control.fetch_or(Control::ON, Ordering::SeqCst) & Control::ON != 0 {
             return Post::Coalesced;
         }
@@ -157,16 +166,17 @@ impl PostedDescriptor {
     /// Clears ON, then moves PIR out, word by word, to `into(index, bits)`: vectors `64 * index`
     /// on. The owner calls it, outside guest mode.
     ///
-    /// ON is cleared before PIR is looked at, with a full fence between, so a poster who found ON
-    /// set and kept still has its bit drained here; and a word is only swapped if it is not zero.
+    /// ON is cleared before PIR is looked at, so a poster who found ON set and kept still has its bit
+    /// drained here; and a word is only swapped if it is not zero. Both, and the change of SN, NV or
+    /// NDST that may have gone before, are SeqCst, so their order is one for everybody; on x86 it is
+    /// the locked operation that keeps the loads of PIR behind it.
     #[inline]
     pub(crate) fn drain(&self, mut into: impl FnMut(usize, u64)) {
         if self.control().on() {
             self.control.fetch_and(!Control::ON, Ordering::SeqCst);
         }
-        fence(Ordering::SeqCst);
         for (index, word) in self.pir.iter().enumerate() {
-            if word.load(Ordering::Relaxed) != 0 {
+            if word.load(Ordering::SeqCst) != 0 {
                 into(index, word.swap(0, Ordering::SeqCst));
             }
         }

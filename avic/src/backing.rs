@@ -103,7 +103,8 @@ impl Backing {
         self.whereabouts.store(whereabouts.bits(), Ordering::SeqCst);
     }
 
-    /// After IRR was set, with a full fence between.
+    /// After IRR was set: by a locked operation that is in the single order of SeqCst operations, as the
+    /// load here is, or with a full fence between.
     fn tell(&self, fresh: bool) -> Notify {
         match self.whereabouts() {
             Whereabouts::Doorbell(destination) if fresh => Notify::Doorbell { destination },
@@ -116,13 +117,15 @@ impl Backing {
 }
 
 impl Inbox for Backing {
-    /// Locked OR into IRR, SeqCst fence, then the look at where the vCPU is. The owner changes its
-    /// whereabouts, then has a SeqCst fence, then looks at IRR: by VMRUN, which evaluates it, or
-    /// before it sleeps. So either the poster sees the change or the owner the bit.
+    /// Locked OR into IRR, then the look at where the vCPU is. The owner changes its whereabouts, then
+    /// has a SeqCst fence, then looks at IRR: by VMRUN, which evaluates it, or before it sleeps. So
+    /// either the poster sees the change or the owner the bit.
+    ///
+    /// Ordering: OR and look are SeqCst both, so the look comes second for everybody. On x86 no load
+    /// passes an earlier locked operation (APM Vol. 2 7.2), so it takes no fence.
     #[inline]
     fn post(&self, page: &ApicPage, vector: Vector, _: Trigger) -> Notify {
         let fresh = page.irr().insert(vector);
-        fence(Ordering::SeqCst);
         self.tell(fresh)
     }
 

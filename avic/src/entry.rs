@@ -171,7 +171,7 @@ impl Vcpu<'_> {
         self.slot().inbox().move_to(whereabouts);
         fence(Ordering::SeqCst);
         self.shared.steer(self.index, whereabouts);
-        // Pairs with the fence in `Backing::post`, and with the IOMMU's write of IRR before its
+        // Pairs with the locked OR in `Backing::post`, and with the IOMMU's write of IRR before its
         // look at IsRun.
         fence(Ordering::SeqCst);
     }
@@ -183,7 +183,7 @@ impl Vcpu<'_> {
         fence(Ordering::SeqCst);
         self.shared.steer(self.index, whereabouts);
         self.shared.physical().stop(self.slot().x2apic_id());
-        // Pairs with the fence in `Backing::post`, and with the senders' write of IRR before their
+        // Pairs with the locked OR in `Backing::post`, and with the senders' write of IRR before their
         // look at IsRunning.
         fence(Ordering::SeqCst);
     }

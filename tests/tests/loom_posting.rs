@@ -12,8 +12,19 @@ const SN: u32 = 2;
 /// NV: of a vCPU that sleeps; else of one that runs.
 const WAKEUP: u32 = 4;
 
+/// What is left out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    Nothing,
+    /// The poster's look at ON comes after its bit in PIR.
+    PostersOrder,
+    /// The owner's look at PIR comes after its clearing of ON.
+    OwnersOrder,
+}
+
 /// Descriptor, staging and page of one vCPU, and what it was told.
 struct Vcpu {
+    missing: Missing,
     pir: AtomicU32,
     control: AtomicU32,
     staged: AtomicU32,
@@ -29,7 +40,12 @@ struct Vcpu {
 
 impl Vcpu {
     fn new(control: u32) -> Arc<Self> {
+        Self::without(Missing::Nothing, control)
+    }
+
+    fn without(missing: Missing, control: u32) -> Arc<Self> {
         Arc::new(Self {
+            missing,
             pir: AtomicU32::new(0),
             control: AtomicU32::new(control),
             staged: AtomicU32::new(0),
@@ -46,6 +62,13 @@ impl Vcpu {
     /// `PostedDescriptor::post`, and carrying out what it asks for.
     fn post(&self, bit: u32) {
         if self.pir.fetch_or(bit, SeqCst) & bit != 0 {
+            return;
+        }
+        // OR and load are SeqCst. Loom takes that for acquire and release, so the order of the two is a fence.
+        if self.missing != Missing::PostersOrder {
+            fence(SeqCst);
+        }
+        if self.control.load(SeqCst) & ON != 0 {
             return;
         }
         if self.control.fetch_or(ON, SeqCst) & ON != 0 {
@@ -78,7 +101,10 @@ impl Vcpu {
         if self.control.load(Acquire) & ON != 0 {
             self.control.fetch_and(!ON, SeqCst);
         }
-        fence(SeqCst);
+        // As in `post`, of this and the look at PIR.
+        if self.missing != Missing::OwnersOrder {
+            fence(SeqCst);
+        }
         if self.pir.load(Relaxed) == 0 { 0 } else { self.pir.swap(0, SeqCst) }
     }
 
@@ -170,20 +196,33 @@ fn posts_while_sn_comes_and_goes() {
 }
 
 /// A notification is outstanding, its post taken already, so the poster tells nobody: the owner who clears ON finds its bit.
+fn post_beside_an_outstanding_one(missing: Missing, owner: fn(&Vcpu) -> u32) {
+    loom::model(move || {
+        let vcpu = Vcpu::without(missing, ON);
+        let poster = {
+            let vcpu = vcpu.clone();
+            thread::spawn(move || vcpu.post(2))
+        };
+        let collected = owner(&vcpu);
+        poster.join().expect("a poster");
+        let told = vcpu.notified.load(SeqCst) || vcpu.woken.load(SeqCst);
+        assert!(collected & 2 != 0 || told);
+    });
+}
+
 #[test]
-fn post_beside_an_outstanding_one() {
+fn a_set_on_is_not_looked_at_too_early() {
     for owner in [Vcpu::run, Vcpu::block] {
-        loom::model(move || {
-            let vcpu = Vcpu::new(ON);
-            let poster = {
-                let vcpu = vcpu.clone();
-                thread::spawn(move || vcpu.post(2))
-            };
-            let collected = owner(&vcpu);
-            poster.join().expect("a poster");
-            let told = vcpu.notified.load(SeqCst) || vcpu.woken.load(SeqCst);
-            assert!(collected & 2 != 0 || told);
-        });
+        post_beside_an_outstanding_one(Missing::Nothing, owner);
+    }
+}
+
+/// Without its order a post may find an ON that the owner has cleared already, and the owner a PIR without its bit.
+#[test]
+fn both_orders_are_needed() {
+    for missing in [Missing::PostersOrder, Missing::OwnersOrder] {
+        let lost = std::panic::catch_unwind(|| post_beside_an_outstanding_one(missing, Vcpu::run));
+        assert!(lost.is_err());
     }
 }
 

@@ -46,10 +46,11 @@ impl<'p> VectorSet<'p> {
     /// Adds `vector` with a locked OR and says whether it was absent.
     ///
     /// Any thread may call this on a register that others change too. Release, so that what the
-    /// poster wrote before (the TMR bit, device memory) is seen by whoever finds the bit.
+    /// poster wrote before (the TMR bit, device memory) is seen by whoever finds the bit; SeqCst, so
+    /// that a SeqCst load that follows (where is the vCPU?) comes after it for everybody.
     #[inline]
     pub fn insert(self, vector: Vector) -> bool {
-        self.word(vector).fetch_or(bit(vector), Ordering::AcqRel) & bit(vector) == 0
+        self.word(vector).fetch_or(bit(vector), Ordering::SeqCst) & bit(vector) == 0
     }
 
     /// Removes `vector` with a locked AND and says whether it was there.

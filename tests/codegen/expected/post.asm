@@ -6,13 +6,16 @@ post:
     and esi, 0x3F
     lock bts [rdi+rax*8], rsi
     jb L1
-    lock bts qword ptr [rdi+0x20], 0
+    mov rax, [rdi+0x20]
+    test al, 1
+    jne L1
+    add rdi, 0x20
+    lock bts qword ptr [rdi], 0
     jae L2
 L1:
     xor eax, eax
     ret
 L2:
-    add rdi, 0x20
     mov rdx, [rdi]
     mov eax, 1
     ret

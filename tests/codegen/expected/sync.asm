@@ -10,7 +10,6 @@ sync:
     je L1
     lock and qword ptr [rax+0x20], 0xFFFFFFFFFFFFFFFE
 L1:
-    lock or dword ptr [rsp-0x40], 0
     mov rcx, [rax]
     test rcx, rcx
     je L3
