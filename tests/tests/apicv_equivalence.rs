@@ -171,3 +171,18 @@ fn every_set_of_features() {
     }
     assert!(seen.len() > 20, "{} sets", seen.len());
 }
+
+/// At every level that virtualizes accesses to the register window, a host that flushes nothing is found out: the same
+/// sequences do not end alike.
+#[test]
+fn translations_that_are_not_flushed() {
+    for level in Level::ALL {
+        let fails = |seed| {
+            let config = Config::new(level).vcpus(2).seed(seed);
+            let config = Config { ignores_flush: true, cpus: 3, ..config };
+            std::panic::catch_unwind(|| compare(config, 2000)).is_err()
+        };
+        let virtualizes = level >= Level::ApicAccess;
+        assert_eq!((1..=4).any(fails), virtualizes, "{level:?}");
+    }
+}

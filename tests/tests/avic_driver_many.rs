@@ -161,6 +161,8 @@ fn every_step_is_needed() {
         (Broken::KeepsWindow, XAPIC),
         (Broken::KeepsTranslations, XAPIC),
         (Broken::DeniesSharedAsid, XAPIC),
+        (Broken::NeverFlushes, XAPIC),
+        (Broken::IgnoresPeers, X2APIC),
     ] {
         for &mode in modes {
             assert!(is_caught(Config { broken, ..many(mode) }), "{broken:?} in {mode:?}");
@@ -170,6 +172,7 @@ fn every_step_is_needed() {
 
 const BOTH: &[Mode] = &[Mode::XApic, Mode::X2Apic];
 const XAPIC: &[Mode] = &[Mode::XApic];
+const X2APIC: &[Mode] = &[Mode::X2Apic];
 
 #[test]
 fn the_same_seed_is_the_same_storm() {

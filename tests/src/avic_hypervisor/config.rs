@@ -65,6 +65,10 @@ pub enum Broken {
     DeniesSharedAsid,
     /// An injected interrupt whose entry did not happen is thrown away.
     DropsInjections,
+    /// TLB_CONTROL is cleared before each VMRUN.
+    NeverFlushes,
+    /// Whoever has to wait until the others have exited does not.
+    IgnoresPeers,
 }
 
 impl Config {

@@ -120,6 +120,7 @@ impl Hypervisor<'_> {
                 self.unmap_window();
                 Prepared::Again
             }
+            Next::KickOthers if self.config.broken == Broken::IgnoresPeers => Prepared::Again,
             Next::KickOthers => Prepared::Peers,
             _ => Prepared::Again,
         }
@@ -140,6 +141,9 @@ impl Hypervisor<'_> {
         assert_eq!(check, Ok(()), "the VMCB of vCPU {index}");
         let flags = vmcb.get64(field::RFLAGS) & !(1 << 9);
         vmcb.set64(field::RFLAGS, flags | u64::from(vcpu.interrupt_flag) << 9);
+        if self.config.broken == Broken::NeverFlushes {
+            vmcb.set32(field::TLB_CONTROL, 0);
+        }
         let core = &mut self.machine.cores[cpu];
         let entered = core.vmrun(vmcb).expect("a VMCB that the processor accepts");
         let vector = entered.injected.filter(|event| event.kind == 0).map(|event| event.vector);

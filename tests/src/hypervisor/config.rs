@@ -86,6 +86,8 @@ pub struct Config {
     pub refused_upcall: RefusedUpcall,
     /// The guest's register window leads to the virtual-APIC page itself, as plain memory: no store to it exits.
     pub silent_window: bool,
+    /// The host flushes no translations, whatever the driver says of an entry.
+    pub ignores_flush: bool,
     /// One VMREAD or VMWRITE in so many fails, at random, and the driver's call is repeated; 0 is none.
     pub fault_in: u64,
     /// The seed of the schedule.
@@ -107,6 +109,7 @@ impl Config {
             svr_writes: SvrWrites::Exit,
             refused_upcall: RefusedUpcall::Owed,
             silent_window: false,
+            ignores_flush: false,
             fault_in: 0,
             seed: 1,
         }

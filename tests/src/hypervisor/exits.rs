@@ -61,7 +61,7 @@ impl<'m> Hypervisor<'m> {
         if entry.next != Next::Enter {
             return;
         }
-        if entry.flush {
+        if entry.flush && !self.config.ignores_flush {
             core.invept();
         }
         if let Some(vector) = injects {

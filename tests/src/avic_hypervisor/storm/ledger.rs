@@ -10,6 +10,7 @@ pub(super) struct Ledger {
     owed: Vec<[bool; 256]>,
     possible: Vec<[u16; 256]>,
     settled: Vec<bool>,
+    narrow: Vec<bool>,
     upcalls: Vec<bool>,
     pub(super) sent: usize,
     pub(super) taken: usize,
@@ -23,6 +24,7 @@ impl Ledger {
             owed: vec![[false; 256]; vcpus],
             possible: vec![[0; 256]; vcpus],
             settled: vec![false; vcpus],
+            narrow: vec![false; vcpus],
             upcalls: vec![false; vcpus],
             sent: 0,
             taken: 0,
@@ -83,6 +85,7 @@ impl Ledger {
     /// From here on nothing is certain to be taken, not even what was sent before.
     pub(super) fn unsettle(&mut self, vcpu: usize) {
         self.settled[vcpu] = false;
+        self.narrow[vcpu] = false;
         (0..=255).for_each(|vector| self.doubt(vcpu, vector));
     }
 
@@ -91,6 +94,20 @@ impl Ledger {
         if std::mem::take(&mut self.owed[vcpu][usize::from(vector)]) {
             self.sent -= 1;
             self.try_send(vcpu, vector);
+        }
+    }
+
+    /// In xAPIC mode, with no logical ID, among others in x2APIC mode.
+    pub(super) fn is_narrow(&self, vcpu: usize) -> bool {
+        self.narrow[vcpu]
+    }
+
+    /// From here on no logical destination is the vCPU, or it may be again. Of the vectors that were sent before so
+    /// `may_come` says which are not there yet.
+    pub(super) fn set_narrow(&mut self, vcpu: usize, narrow: bool, may_come: impl Fn(u8) -> bool) {
+        self.narrow[vcpu] = narrow;
+        for vector in (0..=255).filter(|&vector| narrow && !may_come(vector)) {
+            self.possible[vcpu][usize::from(vector)] = 0;
         }
     }
 

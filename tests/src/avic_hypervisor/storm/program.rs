@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use vlapic_core::{Mode, Register};
+use vlapic_core::{Mode, Register, SvrWrites};
 
 use super::Storm;
 use crate::avic_model::GuestOp;
@@ -37,6 +37,8 @@ pub(super) enum Act {
     Ipi(GuestOp, u8, u64, u64),
     /// An INIT for this vCPU.
     Init(GuestOp, usize),
+    /// From here on no logical destination is this one, or it may be again.
+    Narrow(bool),
     /// From here on others may count on it.
     Settle,
     /// And from here on not.
@@ -110,6 +112,9 @@ impl Storm<'_, '_> {
             match self.programs[vcpu].next.pop_front() {
                 Some(Act::Op(op)) => return Some(op),
                 Some(Act::Ipi(op, vector, all, some)) => {
+                    let passed_by = |&v: &usize| is_logical(op) && self.ledger.is_narrow(v);
+                    let passed_by = bits(all).filter(passed_by).fold(0, |set, v| set | 1 << v);
+                    let all = all & !passed_by;
                     bits(all).for_each(|target| self.ledger.send(target, vector));
                     bits(some).for_each(|target| self.ledger.try_send(target, vector));
                     self.programs[vcpu].sending = Some((vector, all, some));
@@ -121,6 +126,7 @@ impl Storm<'_, '_> {
                     self.starting.push(target);
                     return Some(op);
                 }
+                Some(Act::Narrow(narrow)) => self.set_narrow(vcpu, narrow),
                 // Another INIT is on its way.
                 Some(Act::Settle) if self.starting.contains(&vcpu) => {}
                 Some(Act::Settle) => self.ledger.settle(vcpu),
@@ -197,7 +203,30 @@ impl Storm<'_, '_> {
         self.programs[vcpu].next.extend([Act::Unsettle, write(0), Act::Forget]);
         let address = super::WINDOW + u64::from(Register::Svr.offset());
         let enable = Act::Op(GuestOp::Write { address, width: 4, value: 0x1ff });
-        self.programs[vcpu].next.extend([write(0x800), enable, write(0xc00), Act::Settle]);
+        self.programs[vcpu].next.extend([write(0x800), enable]);
+        if self.hypervisor.config().svr_writes == SvrWrites::Exit {
+            let linger = Act::Op(GuestOp::WriteCr8 { value: 0 });
+            self.programs[vcpu].next.push_back(Act::Narrow(true));
+            self.programs[vcpu].next.extend([linger; 16]);
+            self.programs[vcpu].next.push_back(Act::Narrow(false));
+        }
+        self.programs[vcpu].next.extend([write(0xc00), Act::Settle]);
+    }
+
+    /// The others have exited since the vCPU is in xAPIC mode: what they send from here on passes it by if logical.
+    fn set_narrow(&mut self, vcpu: usize, narrow: bool) {
+        let page = self.hypervisor.slot(vcpu).page();
+        let is_under_way = |vector| {
+            let of = |program: &Program| {
+                program.sending.is_some_and(|(sent, all, _)| sent == vector && all >> vcpu & 1 != 0)
+            };
+            vector < MANY || self.programs.iter().any(of)
+        };
+        let may_come = |vector| {
+            let requested = page.irr().iter().any(|requested| requested.get() == vector);
+            requested || is_under_way(vector)
+        };
+        self.ledger.set_narrow(vcpu, narrow, may_come);
     }
 
     /// A dormant vCPU was woken by an NMI.
@@ -267,6 +296,10 @@ impl Storm<'_, '_> {
             if self.is_xapic() { self.programs.len().min(60) } else { self.programs.len() };
         let cluster = self.pick(placed.div_ceil(width));
         let mask = 1 + self.pick((1 << width) - 1);
+        // One that hardware must not find is looked for.
+        let narrow = (0..placed).find(|&vcpu| self.ledger.is_narrow(vcpu));
+        let (cluster, mask) =
+            narrow.map_or((cluster, mask), |v| (v / width, mask | 1 << (v % width)));
         // Nobody has the other bits; hardware would exit, and nothing is wrong with that.
         let meant = |&v: &usize| v / width == cluster && mask >> (v % width) & 1 != 0;
         let targets = (0..placed).filter(meant).collect();
@@ -278,6 +311,11 @@ impl Storm<'_, '_> {
 /// Cluster and bit, of which xAPIC mode has sixty.
 fn logical_id(vcpu: usize) -> u32 {
     ((vcpu / 4) << 4 | 1 << (vcpu % 4)) as u32
+}
+
+/// Whether it is an IPI of x2APIC mode to a logical destination.
+fn is_logical(op: GuestOp) -> bool {
+    matches!(op, GuestOp::Wrmsr { msr: 0x830, value } if value & 1 << 11 != 0)
 }
 
 fn bits(set: u64) -> impl Iterator<Item = usize> {
