@@ -1,7 +1,8 @@
 //! The controls follow the APIC's mode by themselves, and cost nothing while it stays.
 
 use vlapic_core::{
-    ApicPage, Delivery, EntryInput, IA32_APIC_BASE, Next, Profile, Register, Trigger,
+    Address, ApicPage, Delivery, Destination, Directory, EntryInput, IA32_APIC_BASE, Next, Profile,
+    Register, SvrWrites, Trigger, Vm,
 };
 use vlapic_hal::PhysAddr;
 use vlapic_hal::fake::MemoryVmcs;
@@ -220,4 +221,24 @@ fn a_vcpu_that_waits_for_its_sipi_is_not_entered() {
     assert_eq!(next(&mut vcpu), Next::TakeEvent);
     assert!(vcpu.apic_mut().take_event().is_some());
     assert_eq!(next(&mut vcpu), Next::Enter);
+}
+
+/// A VM's directory does not count on what it knows of an APIC whose registers may change unseen.
+#[test]
+fn the_directory_is_told_of_unseen_writes() {
+    let (page, descriptor, directory) =
+        (ApicPage::new(), PostedDescriptor::new(), Directory::new());
+    let slots = [slot(&page, &descriptor).with_directory(&directory)];
+    let vm = Vm::new(&slots).unwrap();
+    let mut vcpu = Vcpu::new(&slots[0], true);
+    let destination = Destination::Logical(Address::Narrow(4));
+    for (svr_writes, found) in
+        [(SvrWrites::Exit, 0), (SvrWrites::Silent { recheck: 7 }, 1), (SvrWrites::Exit, 0)]
+    {
+        page.write(Register::Ldr, 1 << 24);
+        vcpu.set_svr_writes(svr_writes);
+        // A store that nobody was told of.
+        page.write(Register::Ldr, 4 << 24);
+        assert_eq!(vm.targets(destination, None).count(), found, "{svr_writes:?}");
+    }
 }

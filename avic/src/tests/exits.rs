@@ -49,6 +49,14 @@ fn a_target_that_does_not_run_is_told_and_nothing_sent_again() {
     assert_eq!(told[0], (1, Notify::Doorbell { destination: 0x11 }), "harmless if it runs");
 }
 
+/// The sender is not on its way anywhere: what it has sent to itself its next entry finds.
+#[test]
+fn nobody_is_told_of_an_ipi_to_its_sender() {
+    let mut rig = rig();
+    let info = icr(&rig, 0, 1 << 18 | 0x41);
+    assert_eq!(rig.exit(0, IPI, info, 1 << 32), ExitOutcome::Done(Effect::None));
+}
+
 #[test]
 fn ids_that_are_emulated() {
     let to_3 = Destination::Physical(Address::Narrow(3));
@@ -80,6 +88,7 @@ fn an_illegal_vector_is_an_error_and_ends_there() {
     icr(&rig, 3 << 24, 0x41);
     let outcome = rig.exit(0, IPI, 0x4_000F, 4 << 32);
     assert_eq!(outcome, ExitOutcome::Done(Effect::None));
+    assert_eq!(rig.page(0).read(Register::IcrLow), 0x41, "delivery status cleared");
     let esr = ACCESS;
     assert_eq!(rig.exit(0, esr, WRITE | 0x280, 0), ExitOutcome::Done(Effect::None));
     assert_eq!(rig.page(0).read(Register::Esr), 1 << 5);
@@ -175,6 +184,8 @@ fn a_level_triggered_eoi_is_broadcast_whatever_isr_says() {
                 page.tmr().insert(vector);
                 page.isr().insert_owned(vector);
             }
+            // What the guest wrote, which hardware has put there.
+            page.write(Register::Eoi, 0x1234);
             if already_cleared {
                 page.isr().remove_owned(ended);
             }
@@ -182,6 +193,7 @@ fn a_level_triggered_eoi_is_broadcast_whatever_isr_says() {
             assert_eq!(outcome, ExitOutcome::Done(Effect::EndOfInterrupt(ended)));
             assert_eq!(page.isr().iter().collect::<Vec<_>>(), [lower], "and no other");
             assert_eq!(page.read(Register::Ppr), 0x50);
+            assert_eq!(page.read(Register::Eoi), 0);
         }
     }
 }

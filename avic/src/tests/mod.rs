@@ -5,6 +5,7 @@ mod entries;
 mod exits;
 mod inhibits;
 mod iommu;
+mod lifecycle;
 mod races;
 
 use std::boxed::Box;
