@@ -119,7 +119,7 @@ fn someone_refuses(subject: &impl Subject) -> bool {
 }
 
 fn revive(subject: &mut impl Subject, vcpu: usize) {
-    let everyone = |delivery| Message { delivery, destination: Destination::All };
+    let everyone = |delivery| Message::new(delivery, Destination::All);
     if subject.execute(vcpu, Op::SetInterruptFlag(true)) == Answer::NotRunning {
         // It waits for a start-up IPI, or is in HLT.
         subject.send(&everyone(Delivery::Startup { page: 8 }));
@@ -258,10 +258,7 @@ fn base(random: &mut Random, vcpu: usize) -> Step {
 
 fn message(random: &mut Random) -> Message {
     let vector = random.pick(&LEVEL);
-    Message {
-        delivery: Delivery::LowestPriority { vector, trigger: Trigger::Level },
-        destination: Destination::All,
-    }
+    Message::new(Delivery::LowestPriority { vector, trigger: Trigger::Level }, Destination::All)
 }
 
 /// Every 16-byte slot of the lower part of the page.

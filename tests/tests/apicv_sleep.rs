@@ -147,7 +147,7 @@ fn hlt_with_if_clear() {
             halt(hypervisor, 0);
             let _ = hypervisor.post(0, 0xa1, Trigger::Edge);
             assert_eq!(hypervisor.vcpu(0).run, Run::Blocked { cpu: 0 }, "at {level:?}");
-            hypervisor.send(&Message { delivery: Delivery::Nmi, destination: Destination::All });
+            hypervisor.send(&Message::new(Delivery::Nmi, Destination::All));
             assert_eq!(hypervisor.vcpu(0).run, Run::Ready, "at {level:?}");
             let _ = hypervisor.execute(0, Op::SetInterruptFlag(true));
             assert_eq!(hypervisor.taken(0), [0xa1]);

@@ -580,7 +580,7 @@ impl Storm {
     }
 
     fn deliver(&mut self, vcpu: usize, message: Message) {
-        assert!(matches!(message.delivery, Delivery::Fixed { .. }));
+        assert!(matches!(message.delivery(), Delivery::Fixed { .. }));
         let told: Vec<_> = self.ground.vm.send(&message, Some(vcpu)).collect();
         told.into_iter().for_each(|(target, receipt)| self.notify(target, receipt));
     }

@@ -21,7 +21,8 @@ fn every_destination_with_every_ldr() {
                     let Effect::Ipi(message) = sender.write(Register::IcrLow, LOGICAL) else {
                         panic!("no message");
                     };
-                    let reached = vm.targets(message.destination, Some(0)).any(|index| index == 1);
+                    let reached =
+                        vm.targets(message.destination(), Some(0)).any(|index| index == 1);
                     let expected = narrow(model, destination, ldr);
                     assert_eq!(reached, expected, "{model:?} {destination:#x} to {ldr:#x}");
                 }
@@ -45,7 +46,7 @@ fn every_destination_of_16_bits_in_x2apic_mode() {
                     panic!("no message");
                 };
                 let mut reached = [false; IDS.len()];
-                vm.targets(message.destination, Some(0)).for_each(|index| reached[index] = true);
+                vm.targets(message.destination(), Some(0)).for_each(|index| reached[index] = true);
                 let expected = IDS.map(|id| wide(destination, id));
                 assert_eq!(reached, expected, "{destination:#x}");
             }

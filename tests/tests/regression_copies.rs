@@ -115,10 +115,10 @@ fn x2apic_id_is_read_only() {
         vcpu.enable();
     }
     vcpus[1].slot.page().store(0x20, 2);
-    let message = Message {
-        delivery: Delivery::Fixed { vector: 0x41, trigger: Trigger::Edge },
-        destination: Destination::Physical(Address::Wide(2)),
-    };
+    let message = Message::new(
+        Delivery::Fixed { vector: 0x41, trigger: Trigger::Edge },
+        Destination::Physical(Address::Wide(2)),
+    );
     let hit: Vec<_> = vm.send(&message, None).map(|(index, _)| index).collect();
     assert_eq!(hit, [2]);
 }

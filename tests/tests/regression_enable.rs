@@ -118,7 +118,7 @@ fn lowest_priority_skips_disabled() {
     let (vm, mut vcpus) = vm(Profile::intel(), &[0, 1]);
     vcpus[1].enable();
     let delivery = Delivery::LowestPriority { vector: 0x50, trigger: Trigger::Edge };
-    let message = Message { delivery, destination: Destination::All };
+    let message = Message::new(delivery, Destination::All);
     assert_eq!(vm.send(&message, None).map(|(index, _)| index).collect::<Vec<_>>(), [1]);
     assert_eq!(vcpus[1].irr(), [0x50]);
 }

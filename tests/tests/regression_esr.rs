@@ -88,10 +88,10 @@ fn an_error_interrupt_tells_the_target_of_a_bad_message() {
     let (vm, mut vcpus) = vm(Profile::intel(), &[0, 1]);
     vcpus.iter_mut().for_each(Plain::enable);
     let _ = vcpus[1].write_lvt(LvtEntry::Error, 0xFE);
-    let message = Message {
-        delivery: Delivery::Fixed { vector: 7, trigger: Trigger::Edge },
-        destination: Destination::Physical(Address::Narrow(1)),
-    };
+    let message = Message::new(
+        Delivery::Fixed { vector: 7, trigger: Trigger::Edge },
+        Destination::Physical(Address::Narrow(1)),
+    );
     let receipts: Vec<_> = vm.send(&message, Some(0)).collect();
     assert_eq!(receipts.len(), 1);
     assert_eq!(receipts[0].1.notify, vlapic_core::Notify::Kick);

@@ -56,7 +56,7 @@ fn destinations_above_any_vcpu() {
             [Destination::Physical(Address::Wide(id)), Destination::Logical(Address::Wide(id))]
         {
             let delivery = Delivery::Fixed { vector: 0x41, trigger: Trigger::Edge };
-            let message = Message { delivery, destination };
+            let message = Message::new(delivery, destination);
             assert!(vm.send(&message, Some(0)).count() <= 1, "at most an alias: {id:#x}");
         }
     }
@@ -107,7 +107,7 @@ fn every_ipi_type_arrives() {
         let Effect::Ipi(message) = vcpus[0].store(0x300, 0x4000 | bits) else {
             panic!("{bits:#x}")
         };
-        assert_eq!(message.delivery, delivery);
+        assert_eq!(message.delivery(), delivery);
         let receipts: Vec<_> = vm.send(&message, Some(0)).collect();
         assert_eq!(receipts.len(), 1);
         assert_eq!(receipts[0].1.outcome, Outcome::Accepted, "{bits:#x}");

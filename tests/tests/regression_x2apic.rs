@@ -145,7 +145,7 @@ fn icr_delivery_mode_reserved() {
 fn init_all_excluding_self() {
     let (vm, mut vcpus) = vm(Profile::intel(), &[0, 1, 2]);
     let Effect::Ipi(message) = vcpus[0].store(0x300, 0xC_4500) else { panic!("nothing sent") };
-    assert_eq!(message, Message { delivery: Delivery::Init, destination: Destination::AllButSelf });
+    assert_eq!(message, Message::new(Delivery::Init, Destination::AllButSelf));
     assert_eq!(vm.send(&message, Some(0)).map(|(index, _)| index).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(vcpus[0].store(0x300, 0xC_8500), Effect::None, "INIT de-assert");
 }

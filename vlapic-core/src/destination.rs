@@ -17,11 +17,16 @@ impl<I: Inbox> Slot<'_, I> {
     #[inline]
     #[must_use]
     pub fn matches_physical(&self, address: Address) -> bool {
+        if address.broadcast() { self.present() } else { self.has_id(address.id()) }
+    }
+
+    /// [`matches_physical`](Self::matches_physical) of an `id` that is no broadcast.
+    #[inline]
+    pub(crate) fn has_id(&self, id: u32) -> bool {
         match self.mode() {
             Mode::Disabled => false,
-            _ if address.broadcast() => true,
-            Mode::XApic => address.id() & 0xFF == self.xapic_id(),
-            Mode::X2Apic => address.id() == self.x2apic_id(),
+            Mode::XApic => id & 0xFF == self.xapic_id(),
+            Mode::X2Apic => id == self.x2apic_id(),
         }
     }
 
@@ -33,10 +38,14 @@ impl<I: Inbox> Slot<'_, I> {
     #[inline]
     #[must_use]
     pub fn matches_logical(&self, address: Address) -> bool {
-        let id = address.id();
+        if address.broadcast() { self.present() } else { self.has_logical_id(address.id()) }
+    }
+
+    /// [`matches_logical`](Self::matches_logical) of an `id` that is no broadcast.
+    #[inline]
+    pub(crate) fn has_logical_id(&self, id: u32) -> bool {
         match self.mode() {
             Mode::Disabled => false,
-            _ if address.broadcast() => true,
             Mode::XApic => {
                 let page = self.page();
                 let ldr = page.read(Register::Ldr) >> 24;

@@ -9,7 +9,6 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::base::Mode;
 use crate::inbox::Inbox;
-use crate::message::Address;
 use crate::register::Register;
 use crate::slot::Slot;
 
@@ -30,14 +29,16 @@ use crate::slot::Slot;
 /// meanwhile, it asks everybody.
 #[derive(Debug)]
 pub struct Directory {
-    /// Of each logical address the IDs below 100 that have it.
-    members: [[AtomicU64; 4]; ADDRESSES],
+    /// Of each bit of the flat model the IDs below 100 that have it.
+    flat: [Members; 8],
+    /// The same of the 16 clusters of 4 bits.
+    clusters: [Members; 64],
     /// How many are not listed, in bits 31:0; how many changes there were, in bits 63:32.
     state: AtomicU64,
 }
 
-/// 8 bits of the flat model, 16 clusters of 4 bits.
-const ADDRESSES: usize = 8 + 64;
+/// IDs below 100, one bit each.
+type Members = [AtomicU64; 4];
 
 /// The state changes by this much when somebody begins to change the lists.
 const CHANGE: u64 = 1 << 32 | 1;
@@ -50,7 +51,8 @@ impl Directory {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            members: [const { [const { AtomicU64::new(0) }; 4] }; ADDRESSES],
+            flat: [const { [const { AtomicU64::new(0) }; 4] }; 8],
+            clusters: [const { [const { AtomicU64::new(0) }; 4] }; 64],
             state: AtomicU64::new(0),
         }
     }
@@ -61,22 +63,24 @@ impl Directory {
         self.state.load(Ordering::Acquire) as u32 == 0
     }
 
-    /// Who may have logical address `address` of at most FF, no broadcast, in either mode; `None` if
-    /// that is not known.
+    /// Who may have logical address `id` of at most FF, no broadcast, in either mode; `None` if that
+    /// is not known.
     #[inline]
-    pub(crate) fn listed(&self, address: Address) -> Option<Ids> {
+    pub(crate) fn listed(&self, id: u32) -> Option<Ids> {
         let state = self.state.load(Ordering::Acquire);
         if state as u32 != 0 {
             return None;
         }
         // In x2APIC mode: cluster 0, in which the bits are the IDs.
-        let mut ids = [u64::from(address.id() & 0xFF), 0, 0, 0];
-        for place in Listing::places(address.id()) {
-            for (ids, members) in ids.iter_mut().zip(self.members(place)) {
+        let mut ids = [u64::from(id & 0xFF), 0, 0, 0];
+        let mut add = |members: &Members| {
+            for (ids, members) in ids.iter_mut().zip(members) {
                 // Acquire: who sees a change of the list sees the count of changes.
                 *ids |= members.load(Ordering::Acquire);
             }
-        }
+        };
+        Bits(id & 0xFF).for_each(|bit| add(self.flat(bit)));
+        Bits(id & 0xF).for_each(|bit| add(self.cluster(id >> 4, bit)));
         (self.state.load(Ordering::Relaxed) == state).then_some(ids)
     }
 
@@ -88,21 +92,28 @@ impl Directory {
         }
         let word = (id >> 6) as usize & 3;
         let bit = 1u64 << (id & 63);
-        for place in to.own_places() {
-            self.members(place)[word].fetch_or(bit, Ordering::SeqCst);
-        }
-        for place in from.own_places().filter(|&place| !to.own_places().any(|new| new == place)) {
-            self.members(place)[word].fetch_and(!bit, Ordering::SeqCst);
-        }
+        to.places(self).for_each(|place| {
+            place[word].fetch_or(bit, Ordering::SeqCst);
+        });
+        let still = |place| to.places(self).any(|new| core::ptr::eq(new, place));
+        from.places(self).filter(|&place| !still(place)).for_each(|place| {
+            place[word].fetch_and(!bit, Ordering::SeqCst);
+        });
         if to != Listing::UNLISTED {
             self.state.fetch_sub(1, Ordering::SeqCst);
         }
     }
 
+    /// Those who have bit `bit` in the flat model. The masks leave no check to the compiler.
     #[inline]
-    fn members(&self, place: u8) -> &[AtomicU64; 4] {
-        // Below 72, so that the compiler leaves no check.
-        &self.members[usize::from(place) % ADDRESSES]
+    fn flat(&self, bit: u8) -> &Members {
+        &self.flat[usize::from(bit) & 7]
+    }
+
+    /// Those who have bit `bit` of cluster `cluster`.
+    #[inline]
+    fn cluster(&self, cluster: u32, bit: u8) -> &Members {
+        &self.clusters[(cluster as usize * 4 + usize::from(bit)) & 63]
     }
 }
 
@@ -144,18 +155,14 @@ impl Listing {
         }
     }
 
-    /// The addresses that an APIC with this listing has.
-    fn own_places(self) -> impl Iterator<Item = u8> {
-        let (flat, cluster) =
-            (self.0 & Self::UNLISTED.0 == Self::FLAT, self.0 & Self::UNLISTED.0 == Self::CLUSTER);
-        Self::places(self.0 & 0xFF).filter(move |&place| if place < 8 { flat } else { cluster })
-    }
-
-    /// The addresses that `destination`, at most FF, means in the two models.
-    #[inline]
-    fn places(destination: u32) -> impl Iterator<Item = u8> {
-        let cluster = 8 + 4 * (destination >> 4 & 0xF) as u8;
-        Bits(destination & 0xFF).chain(Bits(destination & 0xF).map(move |bit| cluster + bit))
+    /// Where an APIC with this listing stands.
+    fn places(self, directory: &Directory) -> impl Iterator<Item = &Members> {
+        let model = self.0 & Self::UNLISTED.0;
+        let flat = if model == Self::FLAT { self.0 & 0xFF } else { 0 };
+        let cluster = if model == Self::CLUSTER { self.0 & 0xF } else { 0 };
+        let number = self.0 >> 4 & 0xF;
+        let in_cluster = Bits(cluster).map(move |bit| directory.cluster(number, bit));
+        Bits(flat).map(|bit| directory.flat(bit)).chain(in_cluster)
     }
 }
 

@@ -33,4 +33,20 @@ pub enum Effect {
     },
 }
 
+impl Effect {
+    /// The same, taken apart and put together again: a function that is not inlined returns an
+    /// effect in memory, and there all others would meet with it.
+    #[inline(always)]
+    pub(crate) const fn in_registers(self) -> Self {
+        match self {
+            Self::None => Self::None,
+            Self::Ipi(message) => Self::Ipi(message),
+            Self::Announce(destination) => Self::Announce(destination),
+            Self::EndOfInterrupt(vector) => Self::EndOfInterrupt(vector),
+            Self::TimerChanged => Self::TimerChanged,
+            Self::BaseChanged { to } => Self::BaseChanged { to },
+        }
+    }
+}
+
 const_assert!(size_of::<Effect>() <= 16);

@@ -141,12 +141,10 @@ impl Icr {
         if self.delivery_mode() != 0 || self.trigger() == Trigger::Level {
             return self.rare_command(mode, profile);
         }
-        let vector = self.vector();
-        if Vector::new(vector).is_none() {
+        if Vector::new(self.vector()).is_none() {
             return IcrCommand::IllegalVector;
         }
-        let delivery = Delivery::Fixed { vector, trigger: Trigger::Edge };
-        IcrCommand::Send(Message { delivery, destination: self.destination(mode) })
+        IcrCommand::Send(Message::fixed_edge(self.low(), self.high(), mode))
     }
 
     /// Any but a fixed, edge-triggered interrupt.
@@ -185,7 +183,7 @@ impl Icr {
         if carries_vector && Vector::new(vector).is_none() {
             return IcrCommand::IllegalVector;
         }
-        IcrCommand::Send(Message { delivery, destination })
+        IcrCommand::Send(Message::new(delivery, destination))
     }
 }
 
@@ -196,12 +194,19 @@ impl<I: Inbox> Slot<'_, I> {
     #[must_use]
     pub fn icr(&self) -> Icr {
         let page = self.page();
-        Icr::from_halves(page.read(Register::IcrLow), page.load(self.icr_high_offset()))
+        Icr::from_halves(page.read(Register::IcrLow), page.load(self.icr_high_offset(self.mode())))
+    }
+
+    /// Stores the whole ICR where the vendor keeps it in `mode`.
+    #[inline]
+    pub(crate) fn store_icr(&self, icr: Icr, mode: Mode) {
+        self.page().store(self.icr_high_offset(mode), icr.high());
+        self.page().write(Register::IcrLow, icr.low());
     }
 
     #[inline]
-    pub(crate) fn icr_high_offset(&self) -> u16 {
-        match (self.profile().vendor(), self.mode()) {
+    pub(crate) fn icr_high_offset(&self, mode: Mode) -> u16 {
+        match (self.profile().vendor(), mode) {
             (Vendor::Intel, Mode::X2Apic) => 0x304,
             _ => Register::IcrHigh.offset(),
         }

@@ -54,6 +54,7 @@ mod upcall;
 mod vector;
 mod vectors;
 mod vm;
+mod window;
 mod write;
 
 pub use access::{Access, reserved_in_x2apic, stored_bits};

@@ -1,9 +1,10 @@
 //! Accesses to the register window in memory.
 
-use crate::access::Access;
+use crate::access::{Access, stored_bits};
 use crate::base::Mode;
 use crate::effect::Effect;
 use crate::esr::Errors;
+use crate::icr::Icr;
 use crate::inbox::Inbox;
 use crate::local::LocalApic;
 use crate::plain;
@@ -104,7 +105,7 @@ impl<I: Inbox> LocalApic<'_, I> {
     /// Only aligned 4-byte writes count; others are ignored, as are writes to read-only
     /// registers. Reserved registers set ESR bit 7. If the APIC is not in xAPIC mode there is no
     /// window and the write goes nowhere.
-    #[inline]
+    #[inline(always)]
     pub fn write_mmio(&mut self, offset: u16, width: Width, value: u64, now: u64) -> Effect {
         if self.slot.mode() != Mode::XApic || width != Width::Dword || offset & 0xF != 0 {
             return Effect::None;
@@ -122,15 +123,18 @@ impl<I: Inbox> LocalApic<'_, I> {
             }
             0x300 => {
                 self.pass_time(now);
-                self.store_guest(Register::IcrLow, value as u32);
-                self.after_icr_low()
+                let low = value as u32 & stored_bits(Register::IcrLow, self.slot.profile());
+                self.store_guest(Register::IcrLow, low);
+                let high = self.slot.page().read(Register::IcrHigh);
+                self.send(Icr::from_halves(low, high), Mode::XApic)
             }
             0x310 => {
                 self.pass_time(now);
-                self.store_guest(Register::IcrHigh, value as u32);
-                self.keep_stored_bits(Register::IcrHigh)
+                let high = value as u32 & stored_bits(Register::IcrHigh, self.slot.profile());
+                self.store_guest(Register::IcrHigh, high);
+                Effect::None
             }
-            _ => self.write_mmio_unusual(offset, value, now),
+            _ => self.write_mmio_unusual(offset, value, now).in_registers(),
         }
     }
 

@@ -175,7 +175,7 @@ impl Message {
         } else {
             Destination::Physical(target)
         };
-        Ok(Some(Self { delivery, destination }))
+        Ok(Some(Self::new(delivery, destination)))
     }
 }
 
@@ -216,7 +216,7 @@ mod tests {
         for (mode, expected) in (0..).zip(table) {
             let decoded = decode(0xFEE0_5000, mode << 8 | 0x41);
             let destination = Destination::Physical(Address::Narrow(5));
-            assert_eq!(decoded, expected.map(|delivery| Some(Message { delivery, destination })));
+            assert_eq!(decoded, expected.map(|delivery| Some(Message::new(delivery, destination))));
         }
     }
 
@@ -224,7 +224,7 @@ mod tests {
     fn a_level_has_two_edges_and_one_interrupts() {
         let trigger = Trigger::Level;
         let destination = Destination::Logical(Address::Narrow(0xFF));
-        let asserted = Message { delivery: Delivery::Fixed { vector: 0x55, trigger }, destination };
+        let asserted = Message::new(Delivery::Fixed { vector: 0x55, trigger }, destination);
         assert_eq!(decode(0xFEEF_F004, 0xC055), Ok(Some(asserted)));
         assert_eq!(decode(0xFEEF_F004, 0x8055), Ok(None));
         // NMI and the like are edges always.
@@ -241,8 +241,8 @@ mod tests {
     fn the_redirection_hint_means_one_destination() {
         let delivery = Delivery::LowestPriority { vector: 0x30, trigger: Trigger::Edge };
         let destination = Destination::Logical(Address::Narrow(3));
-        assert_eq!(decode(0xFEE0_300C, 0x30), Ok(Some(Message { delivery, destination })));
-        let nmi = Message { delivery: Delivery::Nmi, destination };
+        assert_eq!(decode(0xFEE0_300C, 0x30), Ok(Some(Message::new(delivery, destination))));
+        let nmi = Message::new(Delivery::Nmi, destination);
         assert_eq!(decode(0xFEE0_300C, 0x400), Ok(Some(nmi)), "of fixed interrupts only");
     }
 
@@ -253,7 +253,7 @@ mod tests {
         let target = |width| {
             Message::from_msi(address, MsiData::from_bits(0x41), width)
                 .unwrap()
-                .map(|message| message.destination)
+                .map(|message| message.destination())
         };
         let wide = Destination::Physical(Address::Wide(0x1234));
         let narrow = Destination::Physical(Address::Narrow(0x34));
@@ -264,7 +264,7 @@ mod tests {
             MsiData::from_bits(0x41),
             MsiDestination::Extended,
         );
-        let destination = broadcast.unwrap().map(|message| message.destination);
+        let destination = broadcast.unwrap().map(|message| message.destination());
         assert_eq!(destination, Some(Destination::Physical(Address::Narrow(0xFF))));
     }
 }

@@ -1,9 +1,10 @@
 //! Accesses to the APIC's model-specific registers.
 
-use crate::access::{Access, reserved_in_x2apic};
+use crate::access::{Access, reserved_in_x2apic, stored_bits};
 use crate::base::{IA32_APIC_BASE, Mode};
 use crate::effect::Effect;
 use crate::fault::Fault;
+use crate::icr::Icr;
 use crate::inbox::Inbox;
 use crate::local::LocalApic;
 use crate::plain;
@@ -61,7 +62,7 @@ impl<I: Inbox> LocalApic<'_, I> {
     /// #GP, with nothing changed, for an MSR that does not exist in the APIC's mode, for a
     /// read-only one, for a reserved bit, and for an MSR that is not the APIC's
     /// ([`is_apic_msr`]). SDM Vol. 3A 10.12.1.2 and Table 10-6; APM Vol. 2 16.11.
-    #[inline]
+    #[inline(always)]
     pub fn write_msr(&mut self, msr: u32, value: u64, now: u64) -> Result<Effect, Fault> {
         // The registers of the interrupt path, which every profile has and lets a guest write.
         let register = match msr {
@@ -69,7 +70,7 @@ impl<I: Inbox> LocalApic<'_, I> {
             0x80B => Register::Eoi,
             0x830 => Register::IcrLow,
             0x83F => Register::SelfIpi,
-            _ => return self.write_msr_unusual(msr, value, now),
+            _ => return self.write_msr_unusual(msr, value, now).map(Effect::in_registers),
         };
         let legal = value & reserved_in_x2apic(register, self.slot.profile()) == 0;
         if !legal || self.slot.mode() != Mode::X2Apic {
@@ -82,9 +83,10 @@ impl<I: Inbox> LocalApic<'_, I> {
                 self.after_tpr()
             }
             Register::IcrLow => {
-                self.slot.page().store(self.slot.icr_high_offset(), (value >> 32) as u32);
-                self.store_guest(register, value as u32);
-                self.after_icr_low()
+                let low = value as u32 & stored_bits(register, self.slot.profile());
+                let icr = Icr::from_halves(low, (value >> 32) as u32);
+                self.slot.store_icr(icr, Mode::X2Apic);
+                self.send(icr, Mode::X2Apic)
             }
             Register::SelfIpi => {
                 self.store_guest(register, value as u32);

@@ -9,7 +9,7 @@ use crate::esr::Errors;
 use crate::inbox::{Inbox, Notify};
 use crate::latches::{Latches, Pin};
 use crate::lvt::{Lvt, LvtDelivery};
-use crate::message::Delivery;
+use crate::message::{Delivery, Message};
 use crate::page::ApicPage;
 use crate::profile::Profile;
 use crate::register::{LvtEntry, Register};
@@ -205,6 +205,16 @@ impl<'p, I: Inbox> Slot<'p, I> {
                 self.request(vector, trigger)
             }
             latched => self.latch(latched),
+        }
+    }
+
+    /// [`receive`](Self::receive) of what `message` delivers.
+    #[inline(always)]
+    pub(crate) fn receive_message(&self, message: Message) -> Receipt {
+        if message.carries_vector() {
+            self.request(message.vector(), message.trigger())
+        } else {
+            self.latch(message.delivery())
         }
     }
 

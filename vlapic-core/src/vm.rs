@@ -19,6 +19,10 @@ pub struct Vm<'s, I> {
     dense: bool,
     /// Guests may change their xAPIC IDs.
     rewritable: bool,
+    /// Every APIC has the ID that it was made with, in either mode.
+    ids_fit: bool,
+    /// A physical destination below this means the vCPU with this index or none.
+    direct: u32,
     directory: Option<&'s Directory>,
 }
 
@@ -92,6 +96,8 @@ impl<'s, I: Inbox> Vm<'s, I> {
         let highest_id = slots.last().map_or(0, Slot::x2apic_id);
         let dense = highest_id as usize + 1 == slots.len();
         let rewritable = slots.first().is_some_and(|slot| slot.profile().xapic_id_writable());
+        let ids_fit = !rewritable && highest_id <= 0xFF;
+        let direct = if dense && ids_fit { slots.len() as u32 } else { 0 };
         let directory = slots.first().and_then(Slot::directory);
         let other = |slot: &Slot<'s, I>| match (slot.directory(), directory) {
             (Some(one), Some(other)) => !core::ptr::eq(one, other),
@@ -100,7 +106,7 @@ impl<'s, I: Inbox> Vm<'s, I> {
         if let Some(index) = slots.iter().position(other) {
             return Err(VmError::OtherDirectory(index));
         }
-        Ok(Self { slots, highest_id, dense, rewritable, directory })
+        Ok(Self { slots, highest_id, dense, rewritable, ids_fit, direct, directory })
     }
 
     /// The slots, by vCPU index.
@@ -118,6 +124,18 @@ impl<'s, I: Inbox> Vm<'s, I> {
 
     pub(crate) const fn highest_id(&self) -> u32 {
         self.highest_id
+    }
+
+    /// A physical destination below this means the vCPU with this index or none.
+    #[inline]
+    pub(crate) const fn direct(&self) -> u32 {
+        self.direct
+    }
+
+    /// IDs are indices.
+    #[inline]
+    pub(crate) const fn dense(&self) -> bool {
+        self.dense
     }
 
     pub(crate) const fn rewritable(&self) -> bool {
@@ -138,14 +156,29 @@ impl<'s, I: Inbox> Vm<'s, I> {
         self.search(id)
     }
 
+    /// Whether the physical destination `id` may mean APICs besides that with this x2APIC ID. In xAPIC
+    /// mode an APIC compares the low byte of what may be an ID of the guest's, in x2APIC mode all.
+    #[inline(always)]
+    pub(crate) fn may_have_aliases(&self, id: u32) -> bool {
+        let known = self.ids_fit || self.directory.is_some_and(|directory| directory.is_complete());
+        let low = id & 0xFF;
+        !known || id != low && self.with_id(low).is_some_and(|slot| slot.has_id(id))
+    }
+
+    /// The slot of the vCPU with x2APIC ID `id`.
+    #[inline]
+    fn with_id(&self, id: u32) -> Option<&'s Slot<'s, I>> {
+        self.slot(self.index_of(id)?)
+    }
+
     #[inline(never)]
     fn search(&self, id: u32) -> Option<usize> {
         self.slots.binary_search_by_key(&id, Slot::x2apic_id).ok()
     }
 
     /// Delivers `message`, vCPU by vCPU, as the iterator is driven: each item is a vCPU that was
-    /// addressed and what became of the message there. `sender` is the vCPU whose ICR it is;
-    /// `None` for devices, I/O APICs and MSIs.
+    /// addressed and what became of the message there. `for_each` drives it fastest. `sender` is the
+    /// vCPU whose ICR it is; `None` for devices, I/O APICs and MSIs.
     ///
     /// Lowest priority goes to exactly one of the APICs that accept it: a focus processor if there
     /// is one (AMD), else the one with the lowest PPR (AMD: APR), and among equals the first at or
@@ -153,13 +186,13 @@ impl<'s, I: Inbox> Vm<'s, I> {
     /// Vol. 2 16.6.2.
     #[inline]
     pub fn send(&self, message: &Message, sender: Option<usize>) -> Deliveries<'s, I> {
-        Deliveries::new(Targets::new(*self, message.destination, sender), message.delivery)
+        Deliveries::new(*self, *message, sender)
     }
 
     /// The vCPUs that `destination` means, without delivering anything.
     #[must_use]
     pub fn targets(&self, destination: Destination, sender: Option<usize>) -> Targets<'s, I> {
-        Targets::new(*self, destination, sender)
+        Targets::new(*self, Message::to(destination), sender)
     }
 
     /// For [`Effect::Announce`](crate::Effect::Announce): each vCPU that `destination` means, and how
@@ -176,25 +209,32 @@ impl<'s, I: Inbox> Vm<'s, I> {
 
     /// Who of `targets` gets a lowest-priority interrupt.
     pub(crate) fn arbitrate(&self, targets: Targets<'s, I>, vector: u8) -> Option<usize> {
-        targets.filter_map(|index| self.rank(index, vector)).min().map(|(_, _, _, index)| index)
-    }
-
-    /// Focus, priority class, distance and index of an APIC that accepts: the lowest wins.
-    fn rank(&self, index: usize, vector: u8) -> Option<(bool, u8, usize, usize)> {
-        let slot = self.slots.get(index).filter(|slot| slot.accepts())?;
         let vcpus = self.slots.len();
-        match slot.profile().vendor() {
-            Vendor::Intel => {
-                // Neither the remainder nor the difference can fail: `index` is below `vcpus`.
-                let first = usize::from(vector) % vcpus;
-                let distance = (index + vcpus - first) % vcpus;
-                Some((true, slot.processor_priority() & 0xF0, distance, index))
-            }
-            Vendor::Amd => {
-                let unfocused = !is_focus(slot, vector);
-                Some((unfocused, slot.arbitration_priority() & 0xF0, vcpus - index, index))
-            }
-        }
+        let first = usize::from(vector).checked_rem(vcpus)?;
+        targets
+            .filter_map(|index| {
+                let slot = self.slots.get(index).filter(|slot| slot.accepts())?;
+                Some((rank(slot, vector), distance(slot, index, first, vcpus), index))
+            })
+            .min()
+            .map(|(_, _, index)| index)
+    }
+}
+
+/// Focus and priority class of an APIC: the lowest wins.
+fn rank<I: Inbox>(slot: &Slot<'_, I>, vector: u8) -> (bool, u8) {
+    match slot.profile().vendor() {
+        Vendor::Intel => (true, slot.processor_priority() & 0xF0),
+        Vendor::Amd => (!is_focus(slot, vector), slot.arbitration_priority() & 0xF0),
+    }
+}
+
+/// How far from the one that wins among equals. `index` and `first` are below `vcpus`.
+fn distance<I: Inbox>(slot: &Slot<'_, I>, index: usize, first: usize, vcpus: usize) -> usize {
+    match slot.profile().vendor() {
+        Vendor::Intel if index < first => index + vcpus - first,
+        Vendor::Intel => index - first,
+        Vendor::Amd => vcpus - index,
     }
 }
 

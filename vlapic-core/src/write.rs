@@ -11,11 +11,10 @@ use crate::access::stored_bits;
 use crate::base::Mode;
 use crate::effect::Effect;
 use crate::esr::Errors;
-use crate::icr::IcrCommand;
+use crate::icr::{Icr, IcrCommand};
 use crate::inbox::Inbox;
 use crate::local::{LocalApic, PINS};
 use crate::lvt::{Lvt, TimerMode};
-use crate::message::{Delivery, Destination, Message};
 use crate::register::{LvtEntry, Register};
 use crate::vector::{Trigger, Vector};
 
@@ -131,16 +130,18 @@ impl<I: Inbox> LocalApic<'_, I> {
     }
 
     #[inline(always)]
-    pub(crate) fn after_icr_low(&mut self) -> Effect {
+    fn after_icr_low(&mut self) -> Effect {
         let _ = self.keep_stored_bits(Register::IcrLow);
-        let mode = self.slot.mode();
-        match self.slot.icr().command(mode, self.slot.profile()) {
-            IcrCommand::Send(Message {
-                delivery: Delivery::Fixed { vector, trigger },
-                destination: Destination::SelfOnly,
-            }) => {
+        self.send(self.slot.icr(), self.slot.mode())
+    }
+
+    /// Carries out what the page's ICR commands in `mode`.
+    #[inline(always)]
+    pub(crate) fn send(&mut self, icr: Icr, mode: Mode) -> Effect {
+        match icr.command(mode, self.slot.profile()) {
+            IcrCommand::Send(message) if icr.shorthand() == 1 => {
                 // The owner is here and will look: nobody has to be told.
-                let _ = self.slot.request(vector, trigger);
+                let _ = self.slot.request(message.vector(), message.trigger());
                 Effect::None
             }
             IcrCommand::Send(message) => Effect::Ipi(message),

@@ -74,7 +74,7 @@ fn ids_that_are_emulated() {
     ] {
         let mut rig = rig();
         let info = icr(&rig, 3 << 24, low);
-        let message = Message { delivery, destination: to_3 };
+        let message = Message::new(delivery, to_3);
         let outcome = rig.exit(0, IPI, info, id << 32 | 3);
         assert_eq!(outcome, ExitOutcome::Done(Effect::Ipi(message)), "id {id}, {low:#x}");
         assert_eq!(rig.page(0).read(Register::IcrLow), low);
@@ -107,10 +107,10 @@ fn x2apic_destinations_are_wide() {
     assert_eq!(outcome, ExitOutcome::Done(Effect::Announce(destination)));
     let info = icr(&rig, 0x0001_0003, 0x841);
     let outcome = rig.exit(0, IPI, info, 2 << 32 | 0x10);
-    let message = Message {
-        delivery: Delivery::Fixed { vector: 0x41, trigger: Trigger::Edge },
-        destination: Destination::Logical(Address::Wide(0x0001_0003)),
-    };
+    let message = Message::new(
+        Delivery::Fixed { vector: 0x41, trigger: Trigger::Edge },
+        Destination::Logical(Address::Wide(0x0001_0003)),
+    );
     assert_eq!(outcome, ExitOutcome::Done(Effect::Ipi(message)));
 }
 

@@ -146,9 +146,9 @@ impl Places {
 
 /// Delivers `message` and looks at how each target is to be told.
 pub(crate) fn deliver<I: Inbox>(vm: Vm<'static, I>, message: &Message, sender: Option<usize>) {
-    for delivered in vm.send(message, sender) {
+    vm.send(message, sender).for_each(|delivered| {
         let _ = black_box(delivered);
-    }
+    });
 }
 
 /// Carries out what a write to ICR left to do.

@@ -325,7 +325,7 @@ pub(super) fn send<'s, I: Inbox + 's>(
     }
     for (target, receipt) in receipts {
         if let Delivery::Fixed { vector, .. } | Delivery::LowestPriority { vector, .. } =
-            message.delivery
+            message.delivery()
         {
             legal(receipt, vector);
         }

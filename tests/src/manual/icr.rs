@@ -171,7 +171,7 @@ pub fn vector_message(vector: u8, lowest: bool, level: bool, to: To, address: Ad
     } else {
         Delivery::Fixed { vector, trigger }
     };
-    Message { delivery, destination: destination(to, address) }
+    Message::new(delivery, destination(to, address))
 }
 
 /// The message of an event; `low` is the vector field.
@@ -185,7 +185,7 @@ pub fn event_message(event: Event, low: u8, to: To, address: Address) -> Message
         Event::Startup => Delivery::Startup { page: low },
         Event::ExtInt => Delivery::ExtInt,
     };
-    Message { delivery, destination: destination(to, address) }
+    Message::new(delivery, destination(to, address))
 }
 
 #[inline]

@@ -1,7 +1,8 @@
 //! Who gets a message, against the rules applied to every vCPU one by one.
 
 use vlapic_core::{
-    Address, Delivery, Destination, Message, Mode, Outcome, Profile, Register, Trigger, Vm, VmError,
+    Address, Delivery, Destination, Message, Mode, Outcome, Profile, Register, Trigger, Vector, Vm,
+    VmError,
 };
 use vlapic_tests::plain::{Plain, vm};
 
@@ -150,6 +151,74 @@ fn targets_are_those_the_rules_name() {
     assert!(hits > 100_000, "the addresses hit something: {hits}");
 }
 
+/// A message reaches those that it is addressed to, in which way ever its iterator is driven.
+#[test]
+fn however_driven_a_message_reaches_its_targets() {
+    let mixtures: [&[Mode]; 4] = [
+        &[Mode::XApic],
+        &[Mode::X2Apic],
+        &[Mode::XApic, Mode::X2Apic],
+        &[Mode::XApic, Mode::X2Apic, Mode::Disabled],
+    ];
+    let mut random = Random(0x0F1E_2D3C_4B5A_6978);
+    let mut outcomes = [0; 3];
+    for kind in ["dense", "even", "packages", "far"] {
+        for count in [1, 2, 3, 17, 63, 64, 65, 130, 255, 256, 257, 600] {
+            for modes in mixtures {
+                let (vm, mut vcpus) = vm(Profile::intel(), &ids(kind, count));
+                let targets = mix(&mut vcpus, modes, &mut random);
+                for plain in &mut vcpus {
+                    if random.below(4) != 0 {
+                        plain.slot.page().write(Register::Svr, 0x1FF);
+                    }
+                }
+                for round in 0..60 {
+                    let destination = destination(&mut random, &targets);
+                    let sender = random.below(count) as usize;
+                    let delivery = match random.below(5) {
+                        0 => Delivery::Nmi,
+                        1 => Delivery::Fixed { vector: 5, trigger: Trigger::Edge },
+                        // A vector of its own for each round.
+                        _ => Delivery::Fixed { vector: 0x40 + round, trigger: Trigger::Edge },
+                    };
+                    let message = Message::new(delivery, destination);
+                    let expected: Vec<(usize, Outcome)> = (0..count as usize)
+                        .filter(|&index| matches(&targets[index], destination, index == sender))
+                        .map(|index| (index, outcome(&vcpus[index], delivery)))
+                        .collect();
+                    let mut deliveries = vm.send(&message, Some(sender));
+                    let mut found = Vec::new();
+                    // Some by steps, then the others from inside.
+                    for _ in 0..[0, 0, 1, 2, 5000][random.below(5) as usize] {
+                        let Some((index, receipt)) = deliveries.next() else { break };
+                        found.push((index, receipt.outcome));
+                    }
+                    deliveries.for_each(|(index, receipt)| found.push((index, receipt.outcome)));
+                    assert_eq!(found, expected, "{kind} {count} {message:?} from {sender}");
+                    let Delivery::Fixed { vector: 0x40.., .. } = delivery else { continue };
+                    let vector = Vector::new(0x40 + round).unwrap();
+                    for (index, plain) in vcpus.iter().enumerate() {
+                        let requested = plain.slot.page().irr().contains(vector);
+                        assert_eq!(requested, expected.contains(&(index, Outcome::Accepted)));
+                    }
+                    expected.iter().for_each(|(_, outcome)| outcomes[*outcome as usize] += 1);
+                }
+            }
+        }
+    }
+    assert!(outcomes[0] > 10_000 && outcomes[1] > 1000, "{outcomes:?}");
+}
+
+/// What an APIC that is addressed makes of `delivery`; an absent one is addressed by itself only.
+fn outcome(plain: &Plain, delivery: Delivery) -> Outcome {
+    match delivery {
+        _ if plain.slot.mode() == Mode::Disabled => Outcome::Refused,
+        Delivery::Fixed { vector: 0..16, .. } => Outcome::IllegalVector,
+        Delivery::Fixed { .. } if plain.slot.page().svr().bits() & 0x100 == 0 => Outcome::Refused,
+        _ => Outcome::Accepted,
+    }
+}
+
 fn enabled_vm(ids: &[u32]) -> (Vm<'static, vlapic_core::DirectInbox>, Vec<Plain>) {
     let (vm, mut vcpus) = vm(Profile::intel(), ids);
     vcpus.iter_mut().for_each(Plain::enable);
@@ -160,20 +229,20 @@ fn enabled_vm(ids: &[u32]) -> (Vm<'static, vlapic_core::DirectInbox>, Vec<Plain>
 fn a_fixed_message_reaches_all_its_targets() {
     let (vm, vcpus) = enabled_vm(&ids("dense", 300));
     let delivery = Delivery::Fixed { vector: 0x66, trigger: Trigger::Edge };
-    let message = Message { delivery, destination: Destination::AllButSelf };
+    let message = Message::new(delivery, Destination::AllButSelf);
     let reached: Vec<usize> = vm.send(&message, Some(7)).map(|(index, _)| index).collect();
     assert_eq!(reached.len(), 299);
     for (index, plain) in vcpus.iter().enumerate() {
         assert_eq!(plain.irr(), if index == 7 { vec![] } else { vec![0x66] });
     }
-    let nobody = Message { destination: Destination::SelfOnly, ..message };
+    let nobody = Message::new(delivery, Destination::SelfOnly);
     assert_eq!(vm.send(&nobody, None).count(), 0, "a device has no self");
     assert_eq!(vm.send(&nobody, Some(5000)).count(), 0);
 }
 
 fn lowest(vm: &Vm<'static, vlapic_core::DirectInbox>, vector: u8) -> Vec<usize> {
     let delivery = Delivery::LowestPriority { vector, trigger: Trigger::Edge };
-    let message = Message { delivery, destination: Destination::All };
+    let message = Message::new(delivery, Destination::All);
     let sent: Vec<_> = vm.send(&message, None).collect();
     assert!(sent.iter().all(|(_, receipt)| receipt.outcome == Outcome::Accepted));
     sent.into_iter().map(|(index, _)| index).collect()
@@ -231,7 +300,7 @@ fn amds_focus_processor() {
 fn an_illegal_lowest_priority_vector_is_one_error() {
     let (vm, mut vcpus) = enabled_vm(&ids("dense", 3));
     let delivery = Delivery::LowestPriority { vector: 5, trigger: Trigger::Edge };
-    let message = Message { delivery, destination: Destination::All };
+    let message = Message::new(delivery, Destination::All);
     let outcomes: Vec<_> = vm.send(&message, None).map(|(_, receipt)| receipt.outcome).collect();
     assert_eq!(outcomes, [Outcome::IllegalVector]);
     let errors: Vec<u32> = vcpus.iter_mut().map(Plain::errors).collect();

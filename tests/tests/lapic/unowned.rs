@@ -41,7 +41,7 @@ fn init_and_sipi_wait_for_the_owner() {
     let vm = Vm::new(&slots).expect("IDs ascend");
     let destination = Destination::Physical(Address::Narrow(1));
     for delivery in [Delivery::Init, Delivery::Startup { page: 0x9A }, Delivery::Nmi] {
-        let told: Vec<_> = vm.send(&Message { delivery, destination }, Some(0)).collect();
+        let told: Vec<_> = vm.send(&Message::new(delivery, destination), Some(0)).collect();
         assert_eq!(told.len(), 1);
         assert_eq!((told[0].0, told[0].1.outcome, told[0].1.notify), (1, TAKEN.0, TAKEN.1));
     }

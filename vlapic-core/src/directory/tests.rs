@@ -1,7 +1,7 @@
 use std::vec::Vec;
 
 use super::*;
-use crate::{ApicPage, Destination, DirectInbox, LocalApic, Profile, Targets, Vm, Width};
+use crate::{Address, ApicPage, Destination, DirectInbox, LocalApic, Profile, Targets, Vm, Width};
 
 /// A generator with a long enough period, for choices that need not be good.
 struct Choices(u64);

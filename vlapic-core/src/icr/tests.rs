@@ -28,7 +28,7 @@ fn name(command: IcrCommand) -> &'static str {
     match command {
         IcrCommand::Invalid => "-",
         IcrCommand::IllegalVector => "illegal",
-        IcrCommand::Send(message) => match message.delivery {
+        IcrCommand::Send(message) => match message.delivery() {
             Delivery::Fixed { .. } => "fixed",
             Delivery::LowestPriority { .. } => "lowest",
             Delivery::Smi => "smi",
@@ -62,7 +62,7 @@ fn vector_and_trigger_travel_with_the_message() {
             };
             // Intel overrides level to edge; AMD sends what is written.
             let level = if amd && low & 0x8000 != 0 { Trigger::Level } else { Trigger::Edge };
-            match message.delivery {
+            match message.delivery() {
                 Delivery::Fixed { vector, trigger }
                 | Delivery::LowestPriority { vector, trigger } => {
                     assert_eq!((u32::from(vector), trigger), (low & 0xFF, level), "{low:#x}");

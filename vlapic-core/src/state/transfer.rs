@@ -82,7 +82,7 @@ impl<I: Inbox> LocalApic<'_, I> {
             match register {
                 Register::Svr => {}
                 Register::Irr(bank) => page.irr().insert_bank(usize::from(bank.index()), word),
-                Register::IcrHigh => page.store(slot.icr_high_offset(), word),
+                Register::IcrHigh => page.store(slot.icr_high_offset(slot.mode()), word),
                 _ => page.write(register, word),
             }
         }

@@ -84,9 +84,9 @@ fn incomplete_ipi(mode: Mode) -> Row {
         Contender::new("ours", subject, move |subject, _| {
             let outcome = subject.exit(0x401, destination | 0x4061, 1 << 32 | 1);
             if let ExitOutcome::Done(Effect::Announce(destination)) = outcome {
-                for told in subject.shared.vm().announce(destination, Some(0)) {
+                subject.shared.vm().announce(destination, Some(0)).for_each(|told| {
                     let _ = black_box(told);
-                }
+                });
             }
             subject.enter();
         })

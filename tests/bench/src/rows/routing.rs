@@ -97,9 +97,9 @@ fn lowest_priority(vcpus: u32) -> Row {
     Row::new("routing", &name, Mode::X2Apic, format!("{what}, {vcpus} vCPUs"), move || {
         let destination = Destination::Logical(Address::Wide(0xFFFF));
         let delivery = Delivery::LowestPriority { vector: 0x61, trigger: Trigger::Edge };
-        let message = move || Message { delivery, destination };
+        let message = Message::new(delivery, destination);
         let ours = Contender::new("ours", vm(vcpus, Mode::X2Apic), move |vm, _| {
-            deliver(*vm, &black_box(message()), None);
+            deliver(*vm, &black_box(message), None);
         });
         Contenders::ours(ours).floor(floor::locked_or())
     })
@@ -119,8 +119,9 @@ fn broadcast(mode: Mode, vcpus: u32) -> Row {
 
 fn send(vm: Vm<'static, DirectInbox>, destination: Destination) -> Contender {
     let delivery = Delivery::Fixed { vector: 0x61, trigger: Trigger::Edge };
+    let message = Message::new(delivery, destination);
     Contender::new("ours", vm, move |vm, _| {
-        deliver(*vm, &black_box(Message { delivery, destination }), None);
+        deliver(*vm, &black_box(message), None);
     })
 }
 

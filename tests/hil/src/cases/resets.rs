@@ -216,10 +216,9 @@ static MACHINE: Mutex<Option<&'static VirtualMachine>> = Mutex::new(None);
 fn reset_often(machine: &'static VirtualMachine) {
     let destination = Destination::Physical(Address::Narrow(TARGET as u8));
     for reset in 0..resets(machine.config.level) {
-        machine.send(&Message { delivery: Delivery::Init, destination }, None);
+        machine.send(&Message::new(Delivery::Init, destination), None);
         pause(reset * 997 % 3000);
-        machine
-            .send(&Message { delivery: Delivery::Startup { page: START_PAGE }, destination }, None);
+        machine.send(&Message::new(Delivery::Startup { page: START_PAGE }, destination), None);
         pause(reset * 1999 % 30_000);
     }
 }

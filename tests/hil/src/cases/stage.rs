@@ -134,7 +134,7 @@ impl Stage {
     /// Sends from a device to one vCPU, and says whether it was accepted.
     pub(super) fn send_to(&self, index: usize, delivery: Delivery) -> bool {
         let destination = Destination::Physical(Address::Narrow(index as u8));
-        self.machine.send(&Message { delivery, destination }, None) == 1
+        self.machine.send(&Message::new(delivery, destination), None) == 1
     }
 
     /// Posts a vector to a vCPU and tells it.

@@ -141,14 +141,14 @@ fn host_of_reference(reference: &mut Reference, operation: HostOperation) {
 
 fn message(vector: u8, lowest: bool, destination: u8) -> Message {
     let trigger = Trigger::Edge;
-    Message {
-        delivery: if lowest {
+    Message::new(
+        if lowest {
             Delivery::LowestPriority { vector, trigger }
         } else {
             Delivery::Fixed { vector, trigger }
         },
-        destination: Destination::Logical(Address::Narrow(destination)),
-    }
+        Destination::Logical(Address::Narrow(destination)),
+    )
 }
 
 impl Comparison {
