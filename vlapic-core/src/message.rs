@@ -113,10 +113,10 @@ impl Message {
         self.0 & (DELIVERY_MODE | SHORTHAND | LOGICAL) == 0
     }
 
-    /// A fixed interrupt to every APIC, or to all but the sender.
+    /// A fixed interrupt.
     #[inline]
-    pub(crate) const fn is_fixed_to_all(self) -> bool {
-        self.0 & DELIVERY_MODE == 0 && (self.is_broadcast() || self.is_to_others())
+    pub(crate) const fn is_fixed(self) -> bool {
+        self.0 & DELIVERY_MODE == 0
     }
 
     /// To a logical address.

@@ -2,6 +2,8 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use static_assertions::const_assert;
+
 use crate::access::stored_bits;
 use crate::base::{ApicBase, Mode};
 use crate::directory::Listed;
@@ -60,6 +62,16 @@ pub enum Outcome {
     /// The vector is below 16: ESR bit 6.
     IllegalVector,
 }
+
+/// What became of a post that raced with INIT. It fits into a register: a [`Receipt`] that came back in
+/// memory would keep all others there.
+enum AfterInit {
+    Kept,
+    Retracted,
+    PostedAgain(Notify),
+}
+
+const_assert!(size_of::<AfterInit>() <= 8);
 
 impl Receipt {
     pub(crate) const fn new(outcome: Outcome, notify: Notify) -> Self {
@@ -269,27 +281,28 @@ impl<'p, I: Inbox> Slot<'p, I> {
         if self.latches.life() == life {
             return Receipt::new(Outcome::Accepted, notify);
         }
-        self.accept_after_init(vector, trigger, notify)
+        match self.after_init(vector, trigger) {
+            AfterInit::Kept => Receipt::new(Outcome::Accepted, notify),
+            AfterInit::Retracted => Receipt::new(Outcome::Refused, notify),
+            AfterInit::PostedAgain(notify) => Receipt::new(Outcome::Accepted, notify),
+        }
     }
 
     /// INIT came between the look at SVR and the post, so the bit may have landed in the new
     /// life's IRR. It stays there only if the APIC accepts again by now.
     #[cold]
-    fn accept_after_init(&self, vector: Vector, trigger: Trigger, notify: Notify) -> Receipt {
-        if self.accepts() {
-            return Receipt::new(Outcome::Accepted, notify);
-        }
-        if !self.inbox.retract(self.page, vector) {
-            // INIT has wiped it, or the guest, in its new life, has taken it.
-            return Receipt::new(Outcome::Accepted, notify);
+    #[inline(never)]
+    fn after_init(&self, vector: Vector, trigger: Trigger) -> AfterInit {
+        // If it cannot be retracted, INIT has wiped it, or the guest, in its new life, has taken it.
+        if self.accepts() || !self.inbox.retract(self.page, vector) {
+            return AfterInit::Kept;
         }
         // The guest may have enabled its APIC, and somebody posted the same vector, between the
         // last look and the retraction; posting again then loses nothing.
         if self.accepts() {
-            let notify = self.inbox.post(self.page, vector, trigger);
-            return Receipt::new(Outcome::Accepted, notify);
+            return AfterInit::PostedAgain(self.inbox.post(self.page, vector, trigger));
         }
-        Receipt::new(Outcome::Refused, notify)
+        AfterInit::Retracted
     }
 
     /// Raises an event of the vCPU's own: thermal, performance counter, CMCI.

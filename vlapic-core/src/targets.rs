@@ -9,50 +9,37 @@ use crate::window::{NONE, Window};
 /// The vCPUs that a destination means, in ascending order.
 ///
 /// `for_each` and what else drives the iterator from inside is faster than a loop around it.
-pub struct Targets<'s, I> {
-    vm: Vm<'s, I>,
+pub struct Targets<'v, I> {
+    vm: &'v Vm<'v, I>,
     to: Message,
     sender: usize,
     /// Where it has got to; `None` before the first step.
     window: Option<Window>,
 }
 
-impl<'s, I: Inbox> Targets<'s, I> {
+impl<'v, I: Inbox> Targets<'v, I> {
     /// Those whom `to` is addressed to, whatever it delivers.
     #[inline(always)]
-    pub(crate) fn new(vm: Vm<'s, I>, to: Message, sender: Option<usize>) -> Self {
+    pub(crate) fn new(vm: &'v Vm<'v, I>, to: Message, sender: Option<usize>) -> Self {
         Self { vm, to, sender: sender.unwrap_or(NONE), window: None }
     }
 
-    fn next_slot(&mut self) -> Option<(usize, &'s Slot<'s, I>)> {
-        let first = || Window::first(&self.vm, self.to, self.sender);
-        self.window.get_or_insert_with(first).pull(&self.vm, self.to)
+    fn next_slot(&mut self) -> Option<(usize, &'v Slot<'v, I>)> {
+        let first = || Window::first(self.vm, self.to, self.sender);
+        self.window.get_or_insert_with(first).pull(self.vm, self.to)
     }
 
     #[inline(always)]
-    fn fold_slots<B>(self, mut result: B, mut f: impl FnMut(B, usize, &'s Slot<'s, I>) -> B) -> B {
+    fn fold_slots<B>(self, mut result: B, mut f: impl FnMut(B, usize, &'v Slot<'v, I>) -> B) -> B {
         let Self { vm, to, sender, window } = self;
         let mut window = match window {
             Some(window) => window,
-            None => Window::first(&vm, to, sender),
+            None => Window::first(vm, to, sender),
         };
-        while let Some((index, slot)) = window.pull(&vm, to) {
+        while let Some((index, slot)) = window.pull(vm, to) {
             result = f(result, index, slot);
         }
         result
-    }
-
-    /// The index that a fixed interrupt to a physical ID is for, if there can be but one, that is
-    /// easily told, and no step was made.
-    #[inline(always)]
-    fn only(&self) -> Option<usize> {
-        let (vm, to) = (&self.vm, self.to);
-        if self.window.is_some() || !to.is_fixed_to_physical() {
-            return None;
-        }
-        let only = to.id() < vm.direct()
-            || vm.dense() && !to.is_broadcast() && !vm.may_have_aliases(to.id());
-        only.then_some(to.id() as usize)
     }
 }
 
@@ -89,11 +76,11 @@ impl<I: Inbox> Iterator for Targets<'_, I> {
 ///
 /// `for_each` and what else drives the iterator from inside is faster than a loop around it.
 #[must_use = "delivery happens as the iterator is driven"]
-pub struct Deliveries<'s, I>(Targets<'s, I>);
+pub struct Deliveries<'v, I>(Targets<'v, I>);
 
-impl<'s, I: Inbox> Deliveries<'s, I> {
+impl<'v, I: Inbox> Deliveries<'v, I> {
     #[inline(always)]
-    pub(crate) fn new(vm: Vm<'s, I>, message: Message, sender: Option<usize>) -> Self {
+    pub(crate) fn new(vm: &'v Vm<'v, I>, message: Message, sender: Option<usize>) -> Self {
         Self(Targets::new(vm, message, sender))
     }
 
@@ -108,7 +95,7 @@ impl<'s, I: Inbox> Deliveries<'s, I> {
         }
         let mut refused = None;
         for _ in 0..vm.slots().len() {
-            let targets = Targets { window: None, ..self.0.clone() };
+            let targets = Targets { window: None, ..self.0 };
             let Some(index) = vm.arbitrate(targets, message.vector()) else {
                 break;
             };
@@ -120,29 +107,45 @@ impl<'s, I: Inbox> Deliveries<'s, I> {
         }
         refused
     }
+}
 
-    /// What is not for a single vCPU.
-    #[inline(never)]
-    fn fold_many<B>(mut self, mut result: B, mut f: impl FnMut(B, (usize, Receipt)) -> B) -> B {
-        let Targets { vm, to, sender, .. } = self.0;
-        if self.0.window.is_none() && to.is_fixed_to_all() {
-            let except = if to.is_to_others() { sender } else { NONE };
-            for (index, slot) in vm.slots().iter().enumerate() {
-                if index != except && slot.present() {
-                    result = f(result, (index, slot.request(to.vector(), to.trigger())));
-                }
-            }
-            return result;
-        }
-        if to.is_to_lowest_priority() {
-            return match self.next_lowest() {
-                Some(delivery) => f(result, delivery),
-                None => result,
-            };
-        }
-        self.0
-            .fold_slots(result, |result, index, slot| f(result, (index, slot.receive_message(to))))
+/// What is not for a single vCPU.
+#[inline(never)]
+fn to_many<I: Inbox, B>(
+    vm: &Vm<'_, I>,
+    to: Message,
+    sender: usize,
+    mut result: B,
+    mut f: impl FnMut(B, (usize, Receipt)) -> B,
+) -> B {
+    let targets = Targets { vm, to, sender, window: None };
+    if !to.is_fixed() {
+        return one_by_one(Deliveries(targets), result, f);
     }
+    let (vector, trigger) = (to.vector(), to.trigger());
+    if to.is_broadcast() || to.is_to_others() {
+        let except = if to.is_to_others() { sender } else { NONE };
+        for (index, slot) in vm.slots().iter().enumerate() {
+            if index != except && slot.present() {
+                result = f(result, (index, slot.request(vector, trigger)));
+            }
+        }
+        return result;
+    }
+    targets
+        .fold_slots(result, |result, index, slot| f(result, (index, slot.request(vector, trigger))))
+}
+
+#[inline(never)]
+fn one_by_one<I: Inbox, B>(
+    deliveries: Deliveries<'_, I>,
+    mut result: B,
+    mut f: impl FnMut(B, (usize, Receipt)) -> B,
+) -> B {
+    for delivery in deliveries {
+        result = f(result, delivery);
+    }
+    result
 }
 
 impl<I: Inbox> Iterator for Deliveries<'_, I> {
@@ -158,13 +161,16 @@ impl<I: Inbox> Iterator for Deliveries<'_, I> {
 
     #[inline(always)]
     fn fold<B, F: FnMut(B, Self::Item) -> B>(self, init: B, mut f: F) -> B {
-        let Some(index) = self.0.only() else {
-            return self.fold_many(init, f);
+        let Targets { vm, to, sender, ref window } = self.0;
+        if window.is_some() {
+            return one_by_one(self, init, f);
+        }
+        let Some(index) = vm.only(to) else {
+            return to_many(vm, to, sender, init, f);
         };
-        let message = self.0.to;
-        match self.0.vm.slot(index) {
-            Some(slot) if slot.has_id(message.id()) => {
-                f(init, (index, slot.request(message.vector(), message.trigger())))
+        match vm.slot(index) {
+            Some(slot) if slot.has_id(to.id()) => {
+                f(init, (index, slot.request(to.vector(), to.trigger())))
             }
             _ => init,
         }

@@ -126,10 +126,17 @@ impl<'s, I: Inbox> Vm<'s, I> {
         self.highest_id
     }
 
-    /// A physical destination below this means the vCPU with this index or none.
-    #[inline]
-    pub(crate) const fn direct(&self) -> u32 {
-        self.direct
+    /// The index that a fixed interrupt to a physical ID is for, if there can be but one, that is
+    /// easily told.
+    #[inline(always)]
+    pub(crate) fn only(&self, to: Message) -> Option<usize> {
+        if !to.is_fixed_to_physical() {
+            return None;
+        }
+        let id = to.id();
+        let easy =
+            id < self.direct || self.dense && !to.is_broadcast() && !self.may_have_aliases(id);
+        easy.then_some(id as usize)
     }
 
     /// IDs are indices.
@@ -185,14 +192,14 @@ impl<'s, I: Inbox> Vm<'s, I> {
     /// after index `vector % vcpus`, going round (AMD: the highest ID). SDM Vol. 3A 10.6.2.4; APM
     /// Vol. 2 16.6.2.
     #[inline]
-    pub fn send(&self, message: &Message, sender: Option<usize>) -> Deliveries<'s, I> {
-        Deliveries::new(*self, *message, sender)
+    pub fn send(&self, message: &Message, sender: Option<usize>) -> Deliveries<'_, I> {
+        Deliveries::new(self, *message, sender)
     }
 
     /// The vCPUs that `destination` means, without delivering anything.
     #[must_use]
-    pub fn targets(&self, destination: Destination, sender: Option<usize>) -> Targets<'s, I> {
-        Targets::new(*self, Message::to(destination), sender)
+    pub fn targets(&self, destination: Destination, sender: Option<usize>) -> Targets<'_, I> {
+        Targets::new(self, Message::to(destination), sender)
     }
 
     /// For [`Effect::Announce`](crate::Effect::Announce): each vCPU that `destination` means, and how
@@ -201,14 +208,14 @@ impl<'s, I: Inbox> Vm<'s, I> {
         &self,
         destination: Destination,
         sender: Option<usize>,
-    ) -> impl Iterator<Item = (usize, Notify)> + use<'s, I> {
+    ) -> impl Iterator<Item = (usize, Notify)> + use<'_, 's, I> {
         let slots = self.slots;
         self.targets(destination, sender)
             .filter_map(move |index| Some((index, slots.get(index)?.inbox().announce())))
     }
 
     /// Who of `targets` gets a lowest-priority interrupt.
-    pub(crate) fn arbitrate(&self, targets: Targets<'s, I>, vector: u8) -> Option<usize> {
+    pub(crate) fn arbitrate(&self, targets: Targets<'_, I>, vector: u8) -> Option<usize> {
         let vcpus = self.slots.len();
         let first = usize::from(vector).checked_rem(vcpus)?;
         targets

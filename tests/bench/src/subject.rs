@@ -145,19 +145,27 @@ impl Places {
 }
 
 /// Delivers `message` and looks at how each target is to be told.
-pub(crate) fn deliver<I: Inbox>(vm: Vm<'static, I>, message: &Message, sender: Option<usize>) {
+pub(crate) fn deliver<I: Inbox>(vm: &Vm<'static, I>, message: &Message, sender: Option<usize>) {
     vm.send(message, sender).for_each(|delivered| {
         let _ = black_box(delivered);
     });
 }
 
-/// Carries out what a write to ICR left to do.
+/// Carries out what a write left to do, as far as it is to send.
+#[inline(always)]
 pub(crate) fn carry_out<I: Inbox>(
-    vm: Vm<'static, I>,
+    vm: &Vm<'static, I>,
     effect: Result<Effect, Fault>,
     sender: usize,
 ) {
-    if let Ok(Effect::Ipi(message)) = effect {
-        deliver(vm, &message, Some(sender));
+    match effect {
+        Ok(Effect::None) => {}
+        Ok(Effect::Ipi(message)) => deliver(vm, &message, Some(sender)),
+        other => left_to_the_hypervisor(other),
     }
+}
+
+#[cold]
+fn left_to_the_hypervisor(effect: Result<Effect, Fault>) {
+    let _ = black_box(effect);
 }

@@ -2,14 +2,14 @@
 
 use std::hint::black_box;
 
-use vlapic_core::{DirectInbox, Effect, Fault, LocalApic};
+use vlapic_core::DirectInbox;
 
 use crate::contender::Contender;
 use crate::floor;
 use crate::kernel;
 use crate::peer::{Peer, PeerWay, peer};
 use crate::row::{Contenders, Mode, Row};
-use crate::subject::{Memory, Msr, Places, Way, carry_out, emulated};
+use crate::subject::{Machine, Memory, Msr, Places, Way, carry_out, emulated};
 
 /// Fixed, edge, asserted, vector 61.
 const COMMAND: u64 = 0x4061;
@@ -41,8 +41,7 @@ fn pending<W: PeerWay>() -> Row {
     Row::new("ipi", "pending", W::MODE, what, || {
         let at = Places::of::<W>();
         let ours = Contender::new("ours", emulated(2, W::MODE), move |machine, _| {
-            let effect = send::<W>(&mut machine.apics[0], at, 1);
-            carry_out(machine.vm, effect, 0);
+            send::<W>(machine, at, 1);
         });
         let peer = Contender::new("ICR", peer::<W>(), move |peer, _| peer_send::<W>(peer, at, 1));
         Contenders::ours(ours).floor(floor::locked_or()).peer(peer)
@@ -56,9 +55,8 @@ fn taken<W: PeerWay>() -> Row {
     Row::new("ipi", "taken", W::MODE, what, || {
         let at = Places::of::<W>();
         let ours = Contender::new("ours", emulated(2, W::MODE), move |machine, _| {
-            let effect = send::<W>(&mut machine.apics[0], at, 1);
-            carry_out(machine.vm, effect, 0);
-            take::<W>(&mut machine.apics[1], at);
+            send::<W>(machine, at, 1);
+            take::<W>(machine, 1, at);
         });
         Contenders::ours(ours).floor(floor::locked_or())
     })
@@ -72,7 +70,7 @@ fn self_ipi<W: PeerWay>() -> Row {
         let ours = Contender::new("ours", emulated(2, W::MODE), move |machine, _| {
             // The high half says nothing here, and guests do not write it.
             let effect = W::write(&mut machine.apics[0], at.icr_low, COMMAND | SELF);
-            carry_out(machine.vm, effect, 0);
+            carry_out(&machine.vm, effect, 0);
         });
         let peer = Contender::new("ICR", peer::<W>(), move |peer, _| {
             let _ = black_box(W::peer_write(peer, at.icr_low, COMMAND | SELF));
@@ -87,7 +85,8 @@ fn self_ipi_register() -> [Row; 2] {
     let pending = Row::new("ipi", "self", Mode::X2Apic, "SELF IPI, pending", || {
         let at = Places::of::<Msr>();
         let ours = Contender::new("ours", emulated(2, Mode::X2Apic), move |machine, _| {
-            let _ = black_box(Msr::write(&mut machine.apics[0], at.self_ipi, 0x61));
+            let effect = Msr::write(&mut machine.apics[0], at.self_ipi, 0x61);
+            carry_out(&machine.vm, effect, 0);
         });
         let peer = Contender::new("SELF IPI", peer::<Msr>(), move |peer, _| {
             let _ = black_box(Msr::peer_write(peer, at.self_ipi, 0x61));
@@ -100,8 +99,9 @@ fn self_ipi_register() -> [Row; 2] {
     let taken = Row::new("ipi", "self-taken", Mode::X2Apic, "SELF IPI, taken, EOI", || {
         let at = Places::of::<Msr>();
         let ours = Contender::new("ours", emulated(2, Mode::X2Apic), move |machine, _| {
-            let _ = black_box(Msr::write(&mut machine.apics[0], at.self_ipi, 0x61));
-            take::<Msr>(&mut machine.apics[0], at);
+            let effect = Msr::write(&mut machine.apics[0], at.self_ipi, 0x61);
+            carry_out(&machine.vm, effect, 0);
+            take::<Msr>(machine, 0, at);
         });
         Contenders::ours(ours).floor(floor::locked_or())
     });
@@ -113,7 +113,7 @@ fn broadcast<W: PeerWay>() -> Row {
         let at = Places::of::<W>();
         let ours = Contender::new("ours", emulated(8, W::MODE), move |machine, _| {
             let effect = W::write(&mut machine.apics[0], at.icr_low, COMMAND | ALL_BUT_SELF);
-            carry_out(machine.vm, effect, 0);
+            carry_out(&machine.vm, effect, 0);
         });
         let peer = Contender::new("ICR", peer::<W>(), move |peer, _| {
             let _ = black_box(W::peer_write(peer, at.icr_low, COMMAND | ALL_BUT_SELF));
@@ -124,18 +124,18 @@ fn broadcast<W: PeerWay>() -> Row {
     .peer_lacks("targets neither looked up nor asked whether they accept")
 }
 
-/// One write in x2APIC mode, two in xAPIC mode.
+/// vCPU 0 sends: one write in x2APIC mode, two in xAPIC mode. The hypervisor looks at what each leaves to do.
 #[inline(always)]
-fn send<W: PeerWay>(
-    apic: &mut LocalApic<'_, DirectInbox>,
-    at: Places,
-    destination: u64,
-) -> Result<Effect, Fault> {
-    if W::MODE == Mode::X2Apic {
-        return W::write(apic, at.icr_low, destination << 32 | COMMAND);
-    }
-    let _ = black_box(W::write(apic, at.icr_high, destination << 24));
-    W::write(apic, at.icr_low, COMMAND)
+fn send<W: PeerWay>(machine: &mut Machine<DirectInbox>, at: Places, destination: u64) {
+    let command = if W::MODE == Mode::X2Apic {
+        destination << 32 | COMMAND
+    } else {
+        let effect = W::write(&mut machine.apics[0], at.icr_high, destination << 24);
+        carry_out(&machine.vm, effect, 0);
+        COMMAND
+    };
+    let effect = W::write(&mut machine.apics[0], at.icr_low, command);
+    carry_out(&machine.vm, effect, 0);
 }
 
 #[inline(always)]
@@ -149,9 +149,11 @@ fn peer_send<W: PeerWay>(peer: &Peer, at: Places, destination: u64) {
 }
 
 #[inline(always)]
-fn take<W: PeerWay>(apic: &mut LocalApic<'_, DirectInbox>, at: Places) {
+fn take<W: PeerWay>(machine: &mut Machine<DirectInbox>, vcpu: usize, at: Places) {
+    let apic = &mut machine.apics[vcpu];
     if let Some(vector) = apic.nominate() {
         black_box(apic.commit(vector));
     }
-    let _ = black_box(W::write(apic, at.eoi, 0));
+    let effect = W::write(apic, at.eoi, 0);
+    carry_out(&machine.vm, effect, vcpu);
 }

@@ -99,7 +99,7 @@ fn lowest_priority(vcpus: u32) -> Row {
         let delivery = Delivery::LowestPriority { vector: 0x61, trigger: Trigger::Edge };
         let message = Message::new(delivery, destination);
         let ours = Contender::new("ours", vm(vcpus, Mode::X2Apic), move |vm, _| {
-            deliver(*vm, &black_box(message), None);
+            deliver(vm, &black_box(message), None);
         });
         Contenders::ours(ours).floor(floor::locked_or())
     })
@@ -121,7 +121,7 @@ fn send(vm: Vm<'static, DirectInbox>, destination: Destination) -> Contender {
     let delivery = Delivery::Fixed { vector: 0x61, trigger: Trigger::Edge };
     let message = Message::new(delivery, destination);
     Contender::new("ours", vm, move |vm, _| {
-        deliver(*vm, &black_box(message), None);
+        deliver(vm, &black_box(message), None);
     })
 }
 

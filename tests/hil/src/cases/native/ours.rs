@@ -196,7 +196,8 @@ impl Ours {
     fn carry_out(&mut self, effect: Result<Effect, Fault>) -> bool {
         let Ok(effect) = effect else { return false };
         if let Effect::Ipi(message) = effect {
-            for (index, receipt) in self.vm.send(&message, Some(self.own)) {
+            let vm = self.vm;
+            for (index, receipt) in vm.send(&message, Some(self.own)) {
                 if index != self.own && receipt.outcome == Outcome::Accepted {
                     self.take_elsewhere(index);
                 }
