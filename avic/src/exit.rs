@@ -1,7 +1,8 @@
 //! What is done after every #VMEXIT.
 
 use vlapic_core::{
-    AccessKind, Destination, Effect, Errors, ExitOutcome, Mode, Register, Vector, WindowAccess,
+    AccessKind, Delivery, Destination, Effect, Errors, ExitOutcome, Message, Mode, Register,
+    Trigger, Vector, WindowAccess,
 };
 
 use crate::handling::Handling;
@@ -88,7 +89,11 @@ impl Vcpu<'_> {
                 match exit.icr.destination(slot.mode()) {
                     // The sender is here, and its next entry looks at IRR.
                     Destination::SelfOnly => Effect::None,
-                    destination => Effect::Announce(destination),
+                    destination => {
+                        let (vector, trigger) = (exit.icr.vector(), Trigger::Edge);
+                        let delivery = Delivery::Fixed { vector, trigger };
+                        Effect::Announce(Message::new(delivery, destination))
+                    }
                 }
             }
             // Not by way of ICR: it may have been SELF IPI, and ICR holds an older command.

@@ -54,7 +54,7 @@ pub(crate) fn told<I: Inbox>(
             .send(message, Some(sender))
             .map(|(target, receipt)| (target, receipt.notify))
             .collect(),
-        Effect::Announce(destination) => vm.announce(*destination, Some(sender)).collect(),
+        Effect::Announce(message) => vm.announce(message.destination(), Some(sender)).collect(),
         _ => Vec::new(),
     }
 }

@@ -570,7 +570,7 @@ impl Storm {
         match effect {
             Effect::None | Effect::TimerChanged => {}
             Effect::Ipi(message) => self.deliver(vcpu, message),
-            Effect::Announce(destination) => self.announce(vcpu, destination),
+            Effect::Announce(message) => self.announce(vcpu, message.destination()),
             Effect::EndOfInterrupt(vector) => {
                 assert_eq!(vector.get(), DEVICE);
                 assert!(std::mem::take(&mut self.level[vcpu]), "one EOI a level interrupt");

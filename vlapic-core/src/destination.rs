@@ -1,6 +1,6 @@
 //! Whether a destination means an APIC (SDM Vol. 3A 10.6.2, 10.12.9; APM Vol. 2 16.6, 16.14).
 
-use crate::base::Mode;
+use crate::base::{ApicBase, Mode};
 use crate::inbox::Inbox;
 use crate::lifecycle::x2apic_ldr;
 use crate::message::Address;
@@ -23,7 +23,13 @@ impl<I: Inbox> Slot<'_, I> {
     /// [`matches_physical`](Self::matches_physical) of an `id` that is no broadcast.
     #[inline]
     pub(crate) fn has_id(&self, id: u32) -> bool {
-        match self.mode() {
+        self.has_id_with(self.base(), id)
+    }
+
+    /// [`has_id`](Self::has_id) as it would be with `base`.
+    #[inline]
+    pub(crate) fn has_id_with(&self, base: ApicBase, id: u32) -> bool {
+        match base.mode() {
             Mode::Disabled => false,
             Mode::XApic => id & 0xFF == self.xapic_id(),
             Mode::X2Apic => id == self.x2apic_id(),

@@ -57,10 +57,11 @@ impl Directory {
         }
     }
 
-    /// Whether everybody in xAPIC mode is listed, and so has the ID it was made with, below 100.
+    /// Bits 31:0 are zero as long as everybody in xAPIC mode is listed, and so has the ID it was made
+    /// with, below 100. To be loaded with an acquire.
     #[inline]
-    pub(crate) fn is_complete(&self) -> bool {
-        self.state.load(Ordering::Acquire) as u32 == 0
+    pub(crate) const fn unlisted(&self) -> &AtomicU64 {
+        &self.state
     }
 
     /// Who may have logical address `id` of at most FF, no broadcast, in either mode; `None` if that

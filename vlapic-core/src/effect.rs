@@ -3,12 +3,12 @@
 use static_assertions::const_assert;
 
 use crate::base::ApicBase;
-use crate::message::{Destination, Message};
+use crate::message::Message;
 use crate::vector::Vector;
 
 /// What remains to be done after a register was written. The core calls nobody; it returns this.
 ///
-/// It fits into two registers, so that returning one stores nothing.
+/// Every payload is a word: what is inlined carries it in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the hypervisor has to carry this out"]
 #[non_exhaustive]
@@ -17,9 +17,9 @@ pub enum Effect {
     None,
     /// Send the message to its destinations: [`Vm::send`](crate::Vm::send).
     Ipi(Message),
-    /// Hardware has set IRR in every target but could not tell those that do not run: tell them
-    /// ([`Vm::announce`](crate::Vm::announce)), and send nothing again.
-    Announce(Destination),
+    /// Hardware has sent the message, and set IRR in every target, but could not tell those that do
+    /// not run: tell them ([`Vm::announce`](crate::Vm::announce)), and send nothing again.
+    Announce(Message),
     /// Broadcast the EOI of this level-triggered vector to the I/O APICs.
     EndOfInterrupt(Vector),
     /// The timer's next expiry may have moved:
@@ -41,7 +41,7 @@ impl Effect {
         match self {
             Self::None => Self::None,
             Self::Ipi(message) => Self::Ipi(message),
-            Self::Announce(destination) => Self::Announce(destination),
+            Self::Announce(message) => Self::Announce(message),
             Self::EndOfInterrupt(vector) => Self::EndOfInterrupt(vector),
             Self::TimerChanged => Self::TimerChanged,
             Self::BaseChanged { to } => Self::BaseChanged { to },

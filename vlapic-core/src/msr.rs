@@ -65,35 +65,41 @@ impl<I: Inbox> LocalApic<'_, I> {
     #[inline(always)]
     pub fn write_msr(&mut self, msr: u32, value: u64, now: u64) -> Result<Effect, Fault> {
         // The registers of the interrupt path, which every profile has and lets a guest write.
-        let register = match msr {
-            0x808 => Register::Tpr,
-            0x80B => Register::Eoi,
-            0x830 => Register::IcrLow,
-            0x83F => Register::SelfIpi,
-            _ => return self.write_msr_unusual(msr, value, now).map(Effect::in_registers),
-        };
+        match msr {
+            0x808 => {
+                self.check_usual(Register::Tpr, value, now)?;
+                self.store_guest(Register::Tpr, value as u32);
+                Ok(self.after_tpr())
+            }
+            0x80B => {
+                self.check_usual(Register::Eoi, value, now)?;
+                Ok(self.after_eoi())
+            }
+            0x830 => {
+                self.check_usual(Register::IcrLow, value, now)?;
+                let low = value as u32 & stored_bits(Register::IcrLow, self.slot.profile());
+                let icr = Icr::from_halves(low, (value >> 32) as u32);
+                self.slot.store_icr(icr, Mode::X2Apic);
+                Ok(self.send(icr, Mode::X2Apic))
+            }
+            0x83F => {
+                self.check_usual(Register::SelfIpi, value, now)?;
+                self.store_guest(Register::SelfIpi, value as u32);
+                Ok(self.after_self_ipi())
+            }
+            _ => self.write_msr_unusual(msr, value, now).map(Effect::in_registers),
+        }
+    }
+
+    /// Whether a guest may write `value` to `register`, which every profile has; if so, time passes.
+    #[inline(always)]
+    fn check_usual(&mut self, register: Register, value: u64, now: u64) -> Result<(), Fault> {
         let legal = value & reserved_in_x2apic(register, self.slot.profile()) == 0;
         if !legal || self.slot.mode() != Mode::X2Apic {
             return Err(Fault::GeneralProtection);
         }
         self.pass_time(now);
-        Ok(match register {
-            Register::Tpr => {
-                self.store_guest(register, value as u32);
-                self.after_tpr()
-            }
-            Register::IcrLow => {
-                let low = value as u32 & stored_bits(register, self.slot.profile());
-                let icr = Icr::from_halves(low, (value >> 32) as u32);
-                self.slot.store_icr(icr, Mode::X2Apic);
-                self.send(icr, Mode::X2Apic)
-            }
-            Register::SelfIpi => {
-                self.store_guest(register, value as u32);
-                self.after_self_ipi()
-            }
-            _ => self.after_eoi(),
-        })
+        Ok(())
     }
 
     #[inline(never)]

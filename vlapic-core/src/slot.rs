@@ -257,27 +257,58 @@ impl<'p, I: Inbox> Slot<'p, I> {
     /// (SDM Vol. 3A 10.8.4).
     #[inline]
     pub fn request(&self, vector: u8, trigger: Trigger) -> Receipt {
-        match Vector::new(vector) {
-            Some(vector) => self.accept(vector, trigger),
-            None if self.present() => {
-                let notify = self.record_error(Errors::RECEIVE_ILLEGAL_VECTOR);
-                Receipt::new(Outcome::IllegalVector, notify)
-            }
-            _ => Receipt::REFUSED,
+        match self.request_if(vector, trigger, |_| true) {
+            Some(receipt) => receipt,
+            None => Receipt::REFUSED,
         }
     }
 
-    /// INIT and RESET disable the APIC, then begin a new life, then clear IRR and what waits for
-    /// it, each ordered before the next. So if the life is the same before the look at SVR and
-    /// after the post, the post is either wiped by the clearing or belongs to this life.
+    /// [`request`](Self::request), if the APIC is `addressed` with the IA32_APIC_BASE that it has; else `None`.
+    /// One look at it decides whether it is addressed and whether it accepts.
+    #[inline(always)]
+    pub(crate) fn request_if(
+        &self,
+        vector: u8,
+        trigger: Trigger,
+        addressed: impl FnOnce(ApicBase) -> bool,
+    ) -> Option<Receipt> {
+        let life = self.latches.life();
+        let base = self.base();
+        if !addressed(base) {
+            return None;
+        }
+        let Some(vector) = Vector::new(vector) else {
+            return Some(match self.record_illegal_vector(base) {
+                Some(notify) => Receipt::new(Outcome::IllegalVector, notify),
+                None => Receipt::REFUSED,
+            });
+        };
+        Some(self.accept_in(life, base, vector, trigger))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn record_illegal_vector(&self, base: ApicBase) -> Option<Notify> {
+        base.present().then(|| self.record_error(Errors::RECEIVE_ILLEGAL_VECTOR))
+    }
+
     #[inline]
     fn accept(&self, vector: Vector, trigger: Trigger) -> Receipt {
         let life = self.latches.life();
-        if !self.accepts() {
+        self.accept_in(life, self.base(), vector, trigger)
+    }
+
+    /// INIT and RESET disable the APIC, then begin a new life, then clear IRR and what waits for
+    /// it, each ordered before the next. So if `life` is the same before the look at IA32_APIC_BASE
+    /// and SVR and after the post, the post is either wiped by the clearing or belongs to this life.
+    #[inline(always)]
+    fn accept_in(&self, life: u32, base: ApicBase, vector: Vector, trigger: Trigger) -> Receipt {
+        let page = self.page;
+        if !base.present() || !page.svr().software_enabled() {
             return Receipt::REFUSED;
         }
-        self.page.tmr().assign(vector, trigger == Trigger::Level);
-        let notify = self.inbox.post(self.page, vector, trigger);
+        page.tmr().assign(vector, trigger == Trigger::Level);
+        let notify = self.inbox.post(page, vector, trigger);
         if self.latches.life() == life {
             return Receipt::new(Outcome::Accepted, notify);
         }

@@ -1,5 +1,6 @@
 //! Who is meant by a destination, and the delivery to each.
 
+use crate::base::ApicBase;
 use crate::inbox::Inbox;
 use crate::message::Message;
 use crate::slot::{Outcome, Receipt, Slot};
@@ -126,8 +127,11 @@ fn to_many<I: Inbox, B>(
     if to.is_broadcast() || to.is_to_others() {
         let except = if to.is_to_others() { sender } else { NONE };
         for (index, slot) in vm.slots().iter().enumerate() {
-            if index != except && slot.present() {
-                result = f(result, (index, slot.request(vector, trigger)));
+            if index == except {
+                continue;
+            }
+            if let Some(receipt) = slot.request_if(vector, trigger, ApicBase::present) {
+                result = f(result, (index, receipt));
             }
         }
         return result;
@@ -168,11 +172,13 @@ impl<I: Inbox> Iterator for Deliveries<'_, I> {
         let Some(index) = vm.only(to) else {
             return to_many(vm, to, sender, init, f);
         };
-        match vm.slot(index) {
-            Some(slot) if slot.has_id(to.id()) => {
-                f(init, (index, slot.request(to.vector(), to.trigger())))
-            }
-            _ => init,
+        let Some(slot) = vm.slot(index) else {
+            return init;
+        };
+        let has_id = |base| slot.has_id_with(base, to.id());
+        match slot.request_if(to.vector(), to.trigger(), has_id) {
+            Some(receipt) => f(init, (index, receipt)),
+            None => init,
         }
     }
 }

@@ -78,12 +78,19 @@ impl<'p> VectorSet<'p> {
     /// Makes `vector` a member or not, with a locked operation only if that is a change.
     #[inline]
     pub fn assign(self, vector: Vector, member: bool) {
-        if self.contains(vector) != member {
-            if member {
-                self.insert(vector);
-            } else {
-                self.remove(vector);
-            }
+        let bit = bit(vector);
+        let wanted = if member { bit } else { 0 };
+        if self.word(vector).load(Ordering::Acquire) & bit != wanted {
+            self.change(vector, member);
+        }
+    }
+
+    #[cold]
+    fn change(self, vector: Vector, member: bool) {
+        if member {
+            self.insert(vector);
+        } else {
+            self.remove(vector);
         }
     }
 

@@ -1,5 +1,7 @@
 //! All vCPUs of a VM: who gets a message.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use crate::directory::Directory;
 use crate::inbox::{Inbox, Notify};
 use crate::message::{Destination, Message};
@@ -19,12 +21,16 @@ pub struct Vm<'s, I> {
     dense: bool,
     /// Guests may change their xAPIC IDs.
     rewritable: bool,
-    /// Every APIC has the ID that it was made with, in either mode.
-    ids_fit: bool,
-    /// A physical destination below this means the vCPU with this index or none.
+    /// IDs below this are indices.
     direct: u32,
+    /// Bits 31:0 are zero as long as every APIC in xAPIC mode has the ID it was made with, below 100.
+    renamed: &'s AtomicU64,
     directory: Option<&'s Directory>,
 }
+
+/// What a VM knows of its APICs' IDs where it needs no directory to know, and where it has none.
+static NOBODY: AtomicU64 = AtomicU64::new(0);
+static SOMEBODY: AtomicU64 = AtomicU64::new(1);
 
 /// Why a slice of slots is not a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,8 +102,7 @@ impl<'s, I: Inbox> Vm<'s, I> {
         let highest_id = slots.last().map_or(0, Slot::x2apic_id);
         let dense = highest_id as usize + 1 == slots.len();
         let rewritable = slots.first().is_some_and(|slot| slot.profile().xapic_id_writable());
-        let ids_fit = !rewritable && highest_id <= 0xFF;
-        let direct = if dense && ids_fit { slots.len() as u32 } else { 0 };
+        let direct = if dense { slots.len() as u32 } else { 0 };
         let directory = slots.first().and_then(Slot::directory);
         let other = |slot: &Slot<'s, I>| match (slot.directory(), directory) {
             (Some(one), Some(other)) => !core::ptr::eq(one, other),
@@ -106,7 +111,12 @@ impl<'s, I: Inbox> Vm<'s, I> {
         if let Some(index) = slots.iter().position(other) {
             return Err(VmError::OtherDirectory(index));
         }
-        Ok(Self { slots, highest_id, dense, rewritable, ids_fit, direct, directory })
+        let renamed = match directory {
+            _ if !rewritable && highest_id <= 0xFF => &NOBODY,
+            Some(directory) => directory.unlisted(),
+            None => &SOMEBODY,
+        };
+        Ok(Self { slots, highest_id, dense, rewritable, direct, renamed, directory })
     }
 
     /// The slots, by vCPU index.
@@ -130,13 +140,9 @@ impl<'s, I: Inbox> Vm<'s, I> {
     /// easily told.
     #[inline(always)]
     pub(crate) fn only(&self, to: Message) -> Option<usize> {
-        if !to.is_fixed_to_physical() {
-            return None;
-        }
         let id = to.id();
-        let easy =
-            id < self.direct || self.dense && !to.is_broadcast() && !self.may_have_aliases(id);
-        easy.then_some(id as usize)
+        let only = to.is_fixed_to_physical() && id < self.direct && !self.may_have_aliases(id);
+        only.then_some(id as usize)
     }
 
     /// IDs are indices.
@@ -167,9 +173,9 @@ impl<'s, I: Inbox> Vm<'s, I> {
     /// mode an APIC compares the low byte of what may be an ID of the guest's, in x2APIC mode all.
     #[inline(always)]
     pub(crate) fn may_have_aliases(&self, id: u32) -> bool {
-        let known = self.ids_fit || self.directory.is_some_and(|directory| directory.is_complete());
         let low = id & 0xFF;
-        !known || id != low && self.with_id(low).is_some_and(|slot| slot.has_id(id))
+        self.renamed.load(Ordering::Acquire) as u32 != 0
+            || id != low && self.with_id(low).is_some_and(|slot| slot.has_id(id))
     }
 
     /// The slot of the vCPU with x2APIC ID `id`.

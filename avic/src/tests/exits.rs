@@ -28,6 +28,10 @@ fn icr(rig: &Rig, high: u32, low: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low | 1 << 12)
 }
 
+fn fixed(destination: Destination) -> Message {
+    Message::new(Delivery::Fixed { vector: 0x41, trigger: Trigger::Edge }, destination)
+}
+
 #[test]
 fn a_target_that_does_not_run_is_told_and_nothing_sent_again() {
     let mut rig = rig();
@@ -35,7 +39,7 @@ fn a_target_that_does_not_run_is_told_and_nothing_sent_again() {
     let info = icr(&rig, 7 << 24, 0x41);
     let outcome = rig.exit(0, IPI, info, 1 << 32 | 7);
     let destination = Destination::Physical(Address::Narrow(7));
-    assert_eq!(outcome, ExitOutcome::Done(Effect::Announce(destination)));
+    assert_eq!(outcome, ExitOutcome::Done(Effect::Announce(fixed(destination))));
     assert_eq!(rig.page(0).read(Register::IcrLow), 0x41, "delivery status cleared");
     assert!(rig.page(7).irr().is_empty(), "hardware sets IRR, nobody else");
 
@@ -104,7 +108,7 @@ fn x2apic_destinations_are_wide() {
     let info = icr(&rig, 7, 0x41);
     let outcome = rig.exit(0, IPI, info, 1 << 32 | 7);
     let destination = Destination::Physical(Address::Wide(7));
-    assert_eq!(outcome, ExitOutcome::Done(Effect::Announce(destination)));
+    assert_eq!(outcome, ExitOutcome::Done(Effect::Announce(fixed(destination))));
     let info = icr(&rig, 0x0001_0003, 0x841);
     let outcome = rig.exit(0, IPI, info, 2 << 32 | 0x10);
     let message = Message::new(

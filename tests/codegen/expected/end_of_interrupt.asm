@@ -3,14 +3,13 @@ end_of_interrupt:
     push rbp
     push r15
     push r14
-    push r12
     push rbx
+    push rax
     mov rbx, rdi
     mov r14, [rsi+0x30]
     mov r15, [r14+0x18]
     mov rdi, r15
     call vlapic_core::vectors::VectorSet::take_highest_owned
-    mov r12d, 5
     test al, 1
     je L3
     mov ecx, eax
@@ -26,7 +25,7 @@ end_of_interrupt:
     mov ecx, [r14+0x24]
     movzx ebp, al
     test ecx, 0x300000
-    jne L4
+    jne L5
 L1:
     mov rcx, [r14+0x18]
     mov edx, ebp
@@ -43,18 +42,21 @@ L1:
     test ecx, 0x1000
     jne L3
 L2:
-    mov [rbx+4], al
-    mov r12d, 8
+    mov [rbx+1], al
+    mov al, 3
+    jmp L4
 L3:
-    mov [rbx], r12d
+    xor eax, eax
+L4:
+    mov [rbx], al
     mov rax, rbx
+    add rsp, 8
     pop rbx
-    pop r12
     pop r14
     pop r15
     pop rbp
     ret
-L4:
+L5:
     mov rdi, r14
     mov esi, ebp
     mov r15d, eax

@@ -301,8 +301,8 @@ fn legal(receipt: Receipt, vector: u8) {
 fn carry_out<'s, I: Inbox + 's>(vm: &Vm<'s, I>, index: usize, effect: Effect, told: Told<'_>) {
     match effect {
         Effect::Ipi(message) => send(vm, &message, Some(index), told),
-        Effect::Announce(destination) => {
-            for (target, notify) in vm.announce(destination, Some(index)) {
+        Effect::Announce(message) => {
+            for (target, notify) in vm.announce(message.destination(), Some(index)) {
                 told(target, notify);
             }
         }

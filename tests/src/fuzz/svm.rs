@@ -192,8 +192,10 @@ impl<'m> Vcpus<'m> {
             ExitOutcome::Done(Effect::Ipi(message)) => {
                 send(&self.shared.vm(), &message, Some(index), &mut told);
             }
-            ExitOutcome::Done(Effect::Announce(destination)) => {
-                for (target, notify) in self.shared.vm().announce(destination, Some(index)) {
+            ExitOutcome::Done(Effect::Announce(message)) => {
+                for (target, notify) in
+                    self.shared.vm().announce(message.destination(), Some(index))
+                {
                     told(target, notify);
                 }
             }

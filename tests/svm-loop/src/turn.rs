@@ -211,7 +211,7 @@ where
     pub(crate) fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Ipi(message) => self.host.send(&message),
-            Effect::Announce(destination) => self.host.announce(destination),
+            Effect::Announce(message) => self.host.announce(message.destination()),
             Effect::EndOfInterrupt(vector) => self.host.end_of_interrupt(vector),
             // The next deadline and the APIC's mode are looked at by the next entry.
             _ => {}

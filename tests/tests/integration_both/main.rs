@@ -83,8 +83,8 @@ where
             Effect::Ipi(message) => vm
                 .send(&message, Some(me))
                 .for_each(|(target, receipt)| host.notify(target, receipt.notify)),
-            Effect::Announce(destination) => vm
-                .announce(destination, Some(me))
+            Effect::Announce(message) => vm
+                .announce(message.destination(), Some(me))
                 .for_each(|(target, notify)| host.notify(target, notify)),
             Effect::EndOfInterrupt(vector) => host.end_of_interrupt(vector),
             _ => {} // The next entry has it: when to exit, which mode, what to flush.

@@ -83,8 +83,8 @@ fn incomplete_ipi(mode: Mode) -> Row {
         let destination = if mode == Mode::XApic { 1 << 56 } else { 1 << 32 };
         Contender::new("ours", subject, move |subject, _| {
             let outcome = subject.exit(0x401, destination | 0x4061, 1 << 32 | 1);
-            if let ExitOutcome::Done(Effect::Announce(destination)) = outcome {
-                subject.shared.vm().announce(destination, Some(0)).for_each(|told| {
+            if let ExitOutcome::Done(Effect::Announce(message)) = outcome {
+                subject.shared.vm().announce(message.destination(), Some(0)).for_each(|told| {
                     let _ = black_box(told);
                 });
             }
