@@ -50,7 +50,13 @@ impl<I: Inbox> Slot<'_, I> {
     /// [`matches_logical`](Self::matches_logical) of an `id` that is no broadcast.
     #[inline]
     pub(crate) fn has_logical_id(&self, id: u32) -> bool {
-        match self.mode() {
+        self.has_logical_id_with(self.base(), id)
+    }
+
+    /// [`has_logical_id`](Self::has_logical_id) as it would be with `base`.
+    #[inline]
+    pub(crate) fn has_logical_id_with(&self, base: ApicBase, id: u32) -> bool {
+        match base.mode() {
             Mode::Disabled => false,
             Mode::XApic => {
                 let page = self.page();

@@ -175,9 +175,12 @@ impl Iterator for Bits {
 
     #[inline]
     fn next(&mut self) -> Option<u8> {
+        if self.0 == 0 {
+            return None;
+        }
         let bit = self.0.trailing_zeros();
-        self.0 &= self.0.wrapping_sub(1);
-        (bit < 32).then_some(bit as u8)
+        self.0 &= self.0 - 1;
+        Some(bit as u8)
     }
 }
 

@@ -19,6 +19,7 @@
 extern crate std;
 
 mod access;
+mod arbitration;
 mod backend;
 mod base;
 mod configure;

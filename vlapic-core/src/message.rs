@@ -113,6 +113,12 @@ impl Message {
         self.0 & (DELIVERY_MODE | SHORTHAND | LOGICAL) == 0
     }
 
+    /// A fixed interrupt to every APIC, or to all but the sender.
+    #[inline]
+    pub(crate) const fn is_fixed_to_all(self) -> bool {
+        self.is_fixed() && (self.is_broadcast() || self.is_to_others())
+    }
+
     /// A fixed interrupt.
     #[inline]
     pub(crate) const fn is_fixed(self) -> bool {

@@ -1,11 +1,12 @@
 //! Who is meant by a destination, and the delivery to each.
 
+use crate::arbitration;
 use crate::base::ApicBase;
 use crate::inbox::Inbox;
 use crate::message::Message;
 use crate::slot::{Outcome, Receipt, Slot};
 use crate::vm::Vm;
-use crate::window::{NONE, Window};
+use crate::window::{NONE, WIDTH, Window, logical_ids, take_lowest};
 
 /// The vCPUs that a destination means, in ascending order.
 ///
@@ -31,16 +32,13 @@ impl<'v, I: Inbox> Targets<'v, I> {
     }
 
     #[inline(always)]
-    fn fold_slots<B>(self, mut result: B, mut f: impl FnMut(B, usize, &'v Slot<'v, I>) -> B) -> B {
+    pub(crate) fn fold_slots<B>(self, init: B, f: impl FnMut(B, usize, &'v Slot<'v, I>) -> B) -> B {
         let Self { vm, to, sender, window } = self;
-        let mut window = match window {
+        let window = match window {
             Some(window) => window,
             None => Window::first(vm, to, sender),
         };
-        while let Some((index, slot)) = window.pull(vm, to) {
-            result = f(result, index, slot);
-        }
-        result
+        window.fold(vm, to, init, f)
     }
 }
 
@@ -97,7 +95,7 @@ impl<'v, I: Inbox> Deliveries<'v, I> {
         let mut refused = None;
         for _ in 0..vm.slots().len() {
             let targets = Targets { window: None, ..self.0 };
-            let Some(index) = vm.arbitrate(targets, message.vector()) else {
+            let Some(index) = arbitration::winner(vm, targets, message.vector()) else {
                 break;
             };
             let receipt = vm.slot(index)?.receive_message(message);
@@ -116,28 +114,67 @@ fn to_many<I: Inbox, B>(
     vm: &Vm<'_, I>,
     to: Message,
     sender: usize,
+    init: B,
+    f: impl FnMut(B, (usize, Receipt)) -> B,
+) -> B {
+    if to.is_fixed_to_all() {
+        let except = if to.is_to_others() { sender } else { NONE };
+        to_all(vm, to, except, init, f)
+    } else if to.is_fixed() && to.is_logical() && vm.dense() {
+        to_members(vm, to, init, f)
+    } else {
+        one_by_one(Deliveries(Targets { vm, to, sender, window: None }), init, f)
+    }
+}
+
+/// A fixed interrupt for all but `except`.
+#[inline(never)]
+fn to_all<I: Inbox, B>(
+    vm: &Vm<'_, I>,
+    to: Message,
+    except: usize,
     mut result: B,
     mut f: impl FnMut(B, (usize, Receipt)) -> B,
 ) -> B {
-    let targets = Targets { vm, to, sender, window: None };
-    if !to.is_fixed() {
-        return one_by_one(Deliveries(targets), result, f);
+    for (index, slot) in vm.slots().iter().enumerate() {
+        if index == except {
+            continue;
+        }
+        if let Some(receipt) = slot.request_if(to.vector(), to.trigger(), ApicBase::present) {
+            result = f(result, (index, receipt));
+        }
     }
-    let (vector, trigger) = (to.vector(), to.trigger());
-    if to.is_broadcast() || to.is_to_others() {
-        let except = if to.is_to_others() { sender } else { NONE };
-        for (index, slot) in vm.slots().iter().enumerate() {
-            if index == except {
-                continue;
-            }
-            if let Some(receipt) = slot.request_if(vector, trigger, ApicBase::present) {
+    result
+}
+
+/// A fixed interrupt to a logical destination whose candidates are known, in a VM where IDs are indices.
+#[inline(never)]
+fn to_members<I: Inbox, B>(
+    vm: &Vm<'_, I>,
+    to: Message,
+    mut result: B,
+    mut f: impl FnMut(B, (usize, Receipt)) -> B,
+) -> B {
+    let Some((mut first, ids)) = logical_ids(vm, to.id()) else {
+        let targets = Targets { vm, to, sender: NONE, window: None };
+        return one_by_one(Deliveries(targets), result, f);
+    };
+    // Most often the others are empty.
+    let words = if ids[1..] == [0; 3] { 1 } else { 4 };
+    for mut candidates in ids.into_iter().take(words) {
+        while let Some(candidate) = take_lowest(&mut candidates) {
+            let index = first.wrapping_add(candidate);
+            let Some(slot) = vm.slot(index) else {
+                break;
+            };
+            let meant = |base| slot.has_logical_id_with(base, to.id());
+            if let Some(receipt) = slot.request_if(to.vector(), to.trigger(), meant) {
                 result = f(result, (index, receipt));
             }
         }
-        return result;
+        first = first.wrapping_add(WIDTH);
     }
-    targets
-        .fold_slots(result, |result, index, slot| f(result, (index, slot.request(vector, trigger))))
+    result
 }
 
 #[inline(never)]

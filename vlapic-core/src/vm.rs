@@ -5,10 +5,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crate::directory::Directory;
 use crate::inbox::{Inbox, Notify};
 use crate::message::{Destination, Message};
-use crate::profile::Vendor;
 use crate::slot::Slot;
 use crate::targets::{Deliveries, Targets};
-use crate::vector::Vector;
 
 /// The APICs of a VM, over storage that the hypervisor owns.
 ///
@@ -219,44 +217,4 @@ impl<'s, I: Inbox> Vm<'s, I> {
         self.targets(destination, sender)
             .filter_map(move |index| Some((index, slots.get(index)?.inbox().announce())))
     }
-
-    /// Who of `targets` gets a lowest-priority interrupt.
-    pub(crate) fn arbitrate(&self, targets: Targets<'_, I>, vector: u8) -> Option<usize> {
-        let vcpus = self.slots.len();
-        let first = usize::from(vector).checked_rem(vcpus)?;
-        targets
-            .filter_map(|index| {
-                let slot = self.slots.get(index).filter(|slot| slot.accepts())?;
-                Some((rank(slot, vector), distance(slot, index, first, vcpus), index))
-            })
-            .min()
-            .map(|(_, _, index)| index)
-    }
-}
-
-/// Focus and priority class of an APIC: the lowest wins.
-fn rank<I: Inbox>(slot: &Slot<'_, I>, vector: u8) -> (bool, u8) {
-    match slot.profile().vendor() {
-        Vendor::Intel => (true, slot.processor_priority() & 0xF0),
-        Vendor::Amd => (!is_focus(slot, vector), slot.arbitration_priority() & 0xF0),
-    }
-}
-
-/// How far from the one that wins among equals. `index` and `first` are below `vcpus`.
-fn distance<I: Inbox>(slot: &Slot<'_, I>, index: usize, first: usize, vcpus: usize) -> usize {
-    match slot.profile().vendor() {
-        Vendor::Intel if index < first => index + vcpus - first,
-        Vendor::Intel => index - first,
-        Vendor::Amd => vcpus - index,
-    }
-}
-
-/// Whether the APIC already has `vector` requested or in service and lets that count (SVR bit 9
-/// clear; APM Vol. 2 16.6.2).
-fn is_focus<I: Inbox>(slot: &Slot<'_, I>, vector: u8) -> bool {
-    let page = slot.page();
-    slot.profile().focus_check()
-        && !page.svr().focus_check_disabled()
-        && Vector::new(vector)
-            .is_some_and(|vector| page.irr().contains(vector) || page.isr().contains(vector))
 }

@@ -1,5 +1,6 @@
 //! How the vCPUs are found that a destination means: 64 candidates at a time.
 
+use crate::directory::Ids;
 use crate::inbox::Inbox;
 use crate::message::Message;
 use crate::slot::Slot;
@@ -47,7 +48,7 @@ enum Further {
 pub(crate) const NONE: usize = usize::MAX;
 
 /// How many candidates a window has.
-const WIDTH: usize = 64;
+pub(crate) const WIDTH: usize = 64;
 
 /// How far apart the IDs are that an APIC in xAPIC mode cannot tell apart.
 const ALIAS: usize = 0x100;
@@ -101,20 +102,15 @@ impl Window {
 
     #[inline(always)]
     fn logical<I: Inbox>(vm: &Vm<'_, I>, id: u32) -> Self {
-        let logical = Self { by_id: !vm.dense(), question: Question::Logical, ..Self::NONE };
-        // Above 20 bits, IDs have the LDR of another ID.
-        if vm.highest_id() <= 0xF_FFFF {
-            if id > 0xFF {
-                let first = (id >> 16 << 4) as usize;
-                return Self { first, candidates: u64::from(id & 0xFFFF), ..logical };
-            }
-            if let Some(ids) = vm.directory().and_then(|directory| directory.listed(id)) {
-                let [candidates, second, third, fourth] = ids;
-                let further = Further::Listed([second, third, fourth]);
-                return Self { candidates, further, ..logical };
-            }
-        }
-        Self::every(vm, Question::Logical, NONE)
+        let Some((first, ids)) = logical_ids(vm, id) else {
+            return Self::every(vm, Question::Logical, NONE);
+        };
+        let [candidates, second, third, fourth] = ids;
+        let further = match [second, third, fourth] {
+            [0, 0, 0] => Further::None,
+            others => Further::Listed(others),
+        };
+        Self { first, candidates, by_id: !vm.dense(), question: Question::Logical, further }
     }
 
     /// Goes to the next window; `false` if there is none.
@@ -143,25 +139,16 @@ impl Window {
     }
 
     /// The next vCPU that `to` is addressed to.
-    #[inline(always)]
     pub(crate) fn pull<'s, I: Inbox>(
         &mut self,
         vm: &Vm<'s, I>,
         to: Message,
     ) -> Option<(usize, &'s Slot<'s, I>)> {
         loop {
-            while self.candidates != 0 {
-                let candidate = self.first.wrapping_add(self.candidates.trailing_zeros() as usize);
-                self.candidates &= self.candidates - 1;
-                let index = if self.by_id {
-                    vm.index_of(candidate as u32).unwrap_or(NONE)
-                } else {
-                    candidate
-                };
-                if let Some(slot) = vm.slot(index)
-                    && self.question.put_to(slot, to.id())
-                {
-                    return Some((index, slot));
+            while let Some(candidate) = take_lowest(&mut self.candidates) {
+                let found = self.ask(vm, to, candidate);
+                if found.is_some() {
+                    return found;
                 }
             }
             if !self.advance(vm) {
@@ -169,6 +156,69 @@ impl Window {
             }
         }
     }
+
+    /// All vCPUs that are left, one after the other.
+    #[inline(always)]
+    pub(crate) fn fold<'s, I: Inbox, B>(
+        mut self,
+        vm: &Vm<'s, I>,
+        to: Message,
+        mut result: B,
+        mut f: impl FnMut(B, usize, &'s Slot<'s, I>) -> B,
+    ) -> B {
+        loop {
+            let mut candidates = self.candidates;
+            while let Some(candidate) = take_lowest(&mut candidates) {
+                if let Some((index, slot)) = self.ask(vm, to, candidate) {
+                    result = f(result, index, slot);
+                }
+            }
+            if !self.advance(vm) {
+                return result;
+            }
+        }
+    }
+
+    /// The vCPU of bit `candidate`, if `to` means it.
+    #[inline(always)]
+    fn ask<'s, I: Inbox>(
+        &self,
+        vm: &Vm<'s, I>,
+        to: Message,
+        candidate: usize,
+    ) -> Option<(usize, &'s Slot<'s, I>)> {
+        let mut index = self.first.wrapping_add(candidate);
+        if self.by_id {
+            index = vm.index_of(index as u32)?;
+        }
+        let slot = vm.slot(index)?;
+        self.question.put_to(slot, to.id()).then_some((index, slot))
+    }
+}
+
+/// The IDs that may have the logical ID `id`, one bit each from the first one on; `None` if that is not
+/// known.
+#[inline(always)]
+pub(crate) fn logical_ids<I: Inbox>(vm: &Vm<'_, I>, id: u32) -> Option<(usize, Ids)> {
+    // Above 20 bits, IDs have the LDR of another ID.
+    if vm.highest_id() > 0xF_FFFF {
+        return None;
+    }
+    if id > 0xFF {
+        return Some(((id >> 16 << 4) as usize, [u64::from(id & 0xFFFF), 0, 0, 0]));
+    }
+    Some((0, vm.directory()?.listed(id)?))
+}
+
+/// Takes the lowest bit out of `bits`.
+#[inline(always)]
+pub(crate) fn take_lowest(bits: &mut u64) -> Option<usize> {
+    if *bits == 0 {
+        return None;
+    }
+    let lowest = bits.trailing_zeros();
+    *bits &= *bits - 1;
+    Some(lowest as usize)
 }
 
 /// The vCPUs among `vcpus` in the window at `first`, without `except`.
@@ -240,7 +290,7 @@ mod tests {
         let logical = Destination::Logical(Address::Narrow(3));
         let directory = Directory::new();
         assert_eq!(candidates([0, 1, 2], None, logical), EVERYBODY);
-        assert_eq!(candidates([0, 1, 2], Some(&directory), logical), (2, Further::Listed([0; 3])));
+        assert_eq!(candidates([0, 1, 2], Some(&directory), logical), (2, Further::None));
         // In xAPIC mode an APIC above FF is found by the low byte of its ID.
         let physical = Destination::Physical(Address::Wide(5));
         let directory = Directory::new();

@@ -284,6 +284,62 @@ fn lowest_priority_asks_the_priority_and_goes_round() {
     assert_eq!([0x60, 0x61, 0x62, 0x63].map(|vector| lowest(&vm, vector)[0]), [0, 1, 2, 3]);
 }
 
+/// Priorities of all kinds, against the rules one APIC after the other.
+#[test]
+fn lowest_priority_goes_to_whom_the_rules_name() {
+    let mut random = Random(0x00C0_FFEE_1234_4321);
+    let mut winners = std::collections::HashSet::new();
+    for (amd, profile) in [(false, Profile::intel()), (true, Profile::amd())] {
+        for round in 0..400u32 {
+            let count = [1, 2, 3, 5, 16, 70][round as usize % 6];
+            let (vm, vcpus) = vm(profile, &ids("dense", count));
+            let vector = 0x20 + random.below(0xE0) as u8;
+            // Of few classes, so that many are equal.
+            let any = |random: &mut Random| Vector::new(0x30 + random.below(0x40) as u8).unwrap();
+            for plain in &vcpus {
+                let page = plain.slot.page();
+                let svr = [0x1FF, 0x1FF, 0x1FF, 0x3FF, 0xFF][random.below(5) as usize];
+                page.write(Register::Svr, svr);
+                page.write(Register::Tpr, [0, 0x30, 0x3F, 0x40][random.below(4) as usize]);
+                if random.below(2) == 0 {
+                    page.isr().insert_owned(any(&mut random));
+                }
+                if random.below(2) == 0 {
+                    page.irr().insert(any(&mut random));
+                }
+            }
+            let expected = expected_winner(&vcpus, amd, vector);
+            let delivery = Delivery::LowestPriority { vector, trigger: Trigger::Edge };
+            let message = Message::new(delivery, Destination::All);
+            let mut found = None;
+            vm.send(&message, None).for_each(|(index, _)| assert_eq!(found.replace(index), None));
+            assert_eq!(found, expected, "{count} vCPUs, vector {vector:#x}, AMD: {amd}");
+            winners.extend(found);
+        }
+    }
+    assert!(winners.len() > 20, "{winners:?}");
+}
+
+/// SDM Vol. 3A 10.6.2.4, 10.8.3.1; APM Vol. 2 16.6.2.
+fn expected_winner(vcpus: &[Plain], amd: bool, vector: u8) -> Option<usize> {
+    let class = |set: Vec<Vector>| set.iter().map(|vector| vector.get() >> 4).max().unwrap_or(0);
+    let bid = |index: usize| {
+        let page = vcpus[index].slot.page();
+        let (svr, tpr) = (page.read(Register::Svr), page.read(Register::Tpr) as u8);
+        let priority = class(page.isr().iter().collect()).max(tpr >> 4);
+        let requested = page.irr().iter().chain(page.isr().iter()).any(|one| one.get() == vector);
+        let around = (index + vcpus.len() - usize::from(vector) % vcpus.len()) % vcpus.len();
+        let bid = if amd {
+            let focus = svr & 0x200 == 0 && requested;
+            (!focus, priority.max(class(page.irr().iter().collect())), vcpus.len() - index)
+        } else {
+            (false, priority, around)
+        };
+        (svr & 0x100 != 0).then_some((bid, index))
+    };
+    (0..vcpus.len()).filter_map(bid).min().map(|(_, index)| index)
+}
+
 #[test]
 fn amds_focus_processor() {
     let (vm, mut vcpus) = vm(Profile::amd(), &ids("dense", 3));

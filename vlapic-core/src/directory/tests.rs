@@ -1,7 +1,10 @@
 use std::vec::Vec;
 
 use super::*;
-use crate::{Address, ApicPage, Destination, DirectInbox, LocalApic, Profile, Targets, Vm, Width};
+use crate::{
+    Address, ApicPage, Delivery, Destination, DirectInbox, LocalApic, Message, Profile, Targets,
+    Trigger, Vm, Width,
+};
 
 /// A generator with a long enough period, for choices that need not be good.
 struct Choices(u64);
@@ -17,6 +20,15 @@ impl Choices {
 fn meant(vm: Vm<'_, DirectInbox>, destination: Destination) -> Vec<usize> {
     let targets: Targets<'_, _> = vm.targets(destination, None);
     targets.collect()
+}
+
+/// By a fixed interrupt that is driven from inside.
+fn reached(vm: Vm<'_, DirectInbox>, destination: Destination) -> Vec<usize> {
+    let delivery = Delivery::Fixed { vector: 0x41, trigger: Trigger::Edge };
+    let message = Message::new(delivery, destination);
+    let mut reached = Vec::new();
+    vm.send(&message, None).for_each(|(index, _)| reached.push(index));
+    reached
 }
 
 fn is_complete(directory: &Directory) -> bool {
@@ -39,6 +51,7 @@ fn compare(vm: Vm<'_, DirectInbox>) {
         for address in wide.map(Address::Wide).into_iter().chain([Address::Narrow(id)]) {
             for destination in [Destination::Logical(address), Destination::Physical(address)] {
                 assert_eq!(meant(vm, destination), expected(vm, destination), "{destination:?}");
+                assert_eq!(reached(vm, destination), expected(vm, destination), "{destination:?}");
             }
         }
     }
@@ -47,7 +60,9 @@ fn compare(vm: Vm<'_, DirectInbox>) {
 #[test]
 fn whatever_guests_do_the_same_are_meant_as_when_all_are_asked() {
     let mut choices = Choices(7);
-    let sets: [(&[u32], Profile); 3] = [
+    let dense: Vec<u32> = (0..70).collect();
+    let sets: [(&[u32], Profile); 4] = [
+        (&dense, Profile::intel()),
         (&[0, 1, 2, 3, 64, 65, 130, 255], Profile::intel()),
         (&[0, 1, 2, 255, 256, 257, 513], Profile::intel()),
         (&[0, 1, 2, 3, 4, 5, 6, 200], Profile::amd().with_writable_xapic_id(true)),
