@@ -50,11 +50,9 @@ fn run<'v>(host: &mut Host<'v>, vm: Vm<'v, Posting<'v>>, me: usize) -> Result<()
             _ => host.handle(&mut vcpu, exit),
         };
         match effect {
-            Effect::Ipi(message) => {
-                for (target, receipt) in vm.send(&message, Some(me)) {
-                    host.notify(target, receipt.notify);
-                }
-            }
+            Effect::Ipi(message) => vm
+                .send(&message, Some(me))
+                .for_each(|(target, receipt)| host.notify(target, receipt.notify)),
             Effect::EndOfInterrupt(vector) => host.end_of_interrupt(vector),
             _ => {} // The next entry has it: when to exit, what to flush.
         }

@@ -7,8 +7,7 @@ use crate::vector::Trigger;
 ///
 /// The bits are those of an x2APIC-mode ICR (SDM Vol. 3A Figure 10-28) as far as they say something
 /// about this message, the others are zero: vector or start page 7:0, delivery mode 10:8, logical 11,
-/// level 15, shorthand 19:18, destination 63:32. Bit 20 says that the destination is a wide one. A
-/// broadcast is all ones in bits 63:32, be it wide or not.
+/// level 15, shorthand 19:18, destination 63:32. Bit 20 says that the destination is a wide one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Message(u64);
@@ -24,8 +23,6 @@ const SELF: u64 = 1 << 18;
 const ALL: u64 = 2 << 18;
 const ALL_BUT_SELF: u64 = 3 << 18;
 const WIDE: u64 = 1 << 20;
-/// The destination that means every APIC.
-const BROADCAST: u32 = u32::MAX;
 
 impl Message {
     /// The message that delivers `delivery` to `destination`.
@@ -104,7 +101,8 @@ impl Message {
     /// To every APIC.
     #[inline]
     pub(crate) const fn is_broadcast(self) -> bool {
-        self.0 & SHORTHAND == ALL || self.id() == BROADCAST
+        let broadcast = if self.0 & WIDE != 0 { u32::MAX } else { 0xFF };
+        self.0 & SHORTHAND == ALL || self.0 & SHORTHAND == 0 && self.id() == broadcast
     }
 
     /// A fixed interrupt to a physical address.
@@ -282,7 +280,6 @@ impl Address {
 
     const fn word(self) -> u64 {
         match self {
-            Self::Narrow(0xFF) => (BROADCAST as u64) << 32,
             Self::Narrow(id) => (id as u64) << 32,
             Self::Wide(id) => (id as u64) << 32 | WIDE,
         }

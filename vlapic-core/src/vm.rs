@@ -139,7 +139,9 @@ impl<'s, I: Inbox> Vm<'s, I> {
     #[inline(always)]
     pub(crate) fn only(&self, to: Message) -> Option<usize> {
         let id = to.id();
-        let only = to.is_fixed_to_physical() && id < self.direct && !self.may_have_aliases(id);
+        let known = to.is_fixed_to_physical() && id < self.direct && self.keep_their_ids();
+        // From FF on it may be a broadcast, or mean APICs by its low byte.
+        let only = known && (id < 0xFF || !to.is_broadcast() && !self.has_alias(id));
         only.then_some(id as usize)
     }
 
@@ -167,13 +169,23 @@ impl<'s, I: Inbox> Vm<'s, I> {
         self.search(id)
     }
 
-    /// Whether the physical destination `id` may mean APICs besides that with this x2APIC ID. In xAPIC
-    /// mode an APIC compares the low byte of what may be an ID of the guest's, in x2APIC mode all.
-    #[inline(always)]
+    /// Whether the physical destination `id` may mean APICs besides that with this x2APIC ID.
     pub(crate) fn may_have_aliases(&self, id: u32) -> bool {
+        !self.keep_their_ids() || self.has_alias(id)
+    }
+
+    /// Whether every APIC in xAPIC mode has the ID it was made with, below 100.
+    #[inline(always)]
+    fn keep_their_ids(&self) -> bool {
+        self.renamed.load(Ordering::Acquire) as u32 == 0
+    }
+
+    /// If so: whether `id` means another APIC by its low byte, which is what an APIC compares in xAPIC
+    /// mode.
+    #[inline]
+    fn has_alias(&self, id: u32) -> bool {
         let low = id & 0xFF;
-        self.renamed.load(Ordering::Acquire) as u32 != 0
-            || id != low && self.with_id(low).is_some_and(|slot| slot.has_id(id))
+        id != low && self.with_id(low).is_some_and(|slot| slot.has_id(id))
     }
 
     /// The slot of the vCPU with x2APIC ID `id`.

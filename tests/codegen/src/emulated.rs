@@ -65,9 +65,12 @@ entries! {
         sender: Option<usize>,
         last: &mut (usize, Receipt),
     ) {
-        for item in vm.send(message, sender) {
+        // By a step, and from inside.
+        let mut deliveries = vm.send(message, sender);
+        if let Some(item) = deliveries.next() {
             *last = item;
         }
+        deliveries.for_each(|item| *last = item);
     }
 
     fn core_targets(
