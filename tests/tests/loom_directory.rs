@@ -1,5 +1,5 @@
 //! Model checking of a VM's directory: who is listed while somebody's logical address changes. A reduced copy of
-//! `vlapic_core::Directory` and of `Targets`: one APIC, two logical addresses, loom's atomics.
+//! `vlapic_core::Directory` and of how routing asks it: one APIC, two logical addresses, loom's atomics.
 
 use loom::sync::Arc;
 use loom::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};

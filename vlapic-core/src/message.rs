@@ -12,11 +12,10 @@ use crate::vector::Trigger;
 #[repr(transparent)]
 pub struct Message(u64);
 
-/// The first two come from a fixed interrupt's ICR as they are.
 const VECTOR: u64 = 0xFF;
-const LOGICAL: u64 = 1 << 11;
 const DELIVERY_MODE: u64 = 7 << 8;
 const LOWEST_PRIORITY: u64 = 1 << 8;
+const LOGICAL: u64 = 1 << 11;
 const LEVEL: u64 = 1 << 15;
 const SHORTHAND: u64 = 3 << 18;
 const SELF: u64 = 1 << 18;
