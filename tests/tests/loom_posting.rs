@@ -1,6 +1,9 @@
 //! The handshakes of the posted-interrupt descriptor under loom: reduced copies, since the crates' atomics are not loom's.
 //! The steps and their orderings are those of `descriptor.rs`, `posting.rs`, `run_state.rs` and `eoi_exit.rs` in `apicv`, in
 //! the same order; change both together.
+//!
+//! Each handshake is run as it is, and once without each step that it stands on: then loom finds the order of events in
+//! which an interrupt is lost, or outlives its vCPU's life.
 
 use loom::sync::Arc;
 use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
@@ -13,14 +16,34 @@ const SN: u32 = 2;
 const WAKEUP: u32 = 4;
 
 /// What is left out.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Missing {
     Nothing,
     /// The poster's look at ON comes after its bit in PIR.
     PostersOrder,
     /// The owner's look at PIR comes after its clearing of ON.
     OwnersOrder,
+    /// SN and NV are read after ON is set.
+    TargetAfterOn,
+    /// PIR is looked at when SN is cleared or NV changed, whatever ON says.
+    DrainAfterChange,
+    /// Between NV's change and the look at PIR before sleep.
+    SleepersFence,
+    /// The look at PIR before sleep.
+    LookBeforeSleep,
+    /// The look comes, but before NV's change.
+    LateChange,
+    /// Between the poster's TMR bit and its look at the EOI-exit bitmap.
+    LevelPostersFence,
+    /// Between the owner's change of the EOI-exit bitmap and its look at TMR.
+    BitmapsFence,
+    /// TMR is looked at again after the EOI-exit bitmap was changed.
+    LookAtTmr,
+    /// The poster looks again whether it is the same life.
+    LookAtLife,
 }
+
+use Missing::*;
 
 /// Descriptor, staging and page of one vCPU, and what it was told.
 struct Vcpu {
@@ -39,11 +62,7 @@ struct Vcpu {
 }
 
 impl Vcpu {
-    fn new(control: u32) -> Arc<Self> {
-        Self::without(Missing::Nothing, control)
-    }
-
-    fn without(missing: Missing, control: u32) -> Arc<Self> {
+    fn new(missing: Missing, control: u32) -> Arc<Self> {
         Arc::new(Self {
             missing,
             pir: AtomicU32::new(0),
@@ -65,17 +84,15 @@ impl Vcpu {
             return;
         }
         // OR and load are SeqCst. Loom takes that for acquire and release, so the order of the two is a fence.
-        if self.missing != Missing::PostersOrder {
+        if self.missing != PostersOrder {
             fence(SeqCst);
         }
-        if self.control.load(SeqCst) & ON != 0 {
-            return;
-        }
-        if self.control.fetch_or(ON, SeqCst) & ON != 0 {
+        let early = self.control.load(SeqCst);
+        if early & ON != 0 || self.control.fetch_or(ON, SeqCst) & ON != 0 {
             return;
         }
         // Whom to tell is read after ON is set, by a plain load.
-        let since = self.control.load(Acquire);
+        let since = if self.missing == TargetAfterOn { early } else { self.control.load(Acquire) };
         if since & SN == 0 {
             self.tell(since);
         }
@@ -102,7 +119,7 @@ impl Vcpu {
             self.control.fetch_and(!ON, SeqCst);
         }
         // As in `post`, of this and the look at PIR.
-        if self.missing != Missing::OwnersOrder {
+        if self.missing != OwnersOrder {
             fence(SeqCst);
         }
         if self.pir.load(Relaxed) == 0 { 0 } else { self.pir.swap(0, SeqCst) }
@@ -123,29 +140,46 @@ impl Vcpu {
         let mut collected = 0;
         if self.control.load(Acquire) & (SN | WAKEUP) != 0 {
             self.set_target(0);
-            collected = self.drain();
+            if self.missing != DrainAfterChange {
+                collected = self.drain();
+            }
         }
         collected | self.collect()
     }
 
     /// `Vcpu::block`: what was found; nothing means that the vCPU sleeps.
     fn block(&self) -> u32 {
+        let early = self.pir.load(Acquire);
         self.set_target(WAKEUP);
-        fence(SeqCst);
-        if self.pir.load(Acquire) != 0 {
+        if self.missing != SleepersFence {
+            fence(SeqCst);
+        }
+        let pending = match self.missing {
+            LookBeforeSleep => 0,
+            LateChange => early,
+            _ => self.pir.load(Acquire),
+        };
+        if pending != 0 {
             self.control.fetch_or(ON, SeqCst);
         }
         self.collect()
     }
 }
 
-/// Two posters, of which the first `devices` are devices, against a vCPU in `control` whose owner does `owner`; `told` looks at who was told afterwards.
-fn two_posts(control: u32, devices: u32, owner: fn(&Vcpu) -> u32, told: fn(&Vcpu) -> bool) {
+/// Two posters, of which the first `devices` are devices, against a vCPU in `control` whose owner does `owner`; `told`
+/// looks at who was told afterwards.
+fn two_posts(
+    missing: Missing,
+    control: u32,
+    devices: u32,
+    owner: fn(&Vcpu) -> u32,
+    told: fn(&Vcpu) -> bool,
+) {
     let mut model = loom::model::Builder::new();
     // Three threads: every interleaving with up to so many switches that nothing forces.
     model.preemption_bound = Some(2);
     model.check(move || {
-        let vcpu = Vcpu::new(control);
+        let vcpu = Vcpu::new(missing, control);
         let posters = [1, 2].map(|bit| {
             let vcpu = vcpu.clone();
             thread::spawn(
@@ -165,79 +199,57 @@ fn two_posts(control: u32, devices: u32, owner: fn(&Vcpu) -> u32, told: fn(&Vcpu
     });
 }
 
-#[test]
-fn posts_and_an_entry() {
-    for devices in 0..=2 {
-        for control in [0, SN, WAKEUP] {
-            two_posts(control, devices, Vcpu::run, |vcpu| vcpu.notified.load(SeqCst));
-        }
+fn entry(missing: Missing, devices: u32) {
+    for control in [0, SN, WAKEUP] {
+        two_posts(missing, control, devices, Vcpu::run, |vcpu| vcpu.notified.load(SeqCst));
     }
 }
 
-#[test]
-fn posts_and_going_to_sleep() {
-    for devices in 0..=2 {
-        for control in [0, SN] {
-            two_posts(control, devices, Vcpu::block, |vcpu| vcpu.woken.load(SeqCst));
-        }
+fn sleep(missing: Missing, devices: u32) {
+    for control in [0, SN] {
+        two_posts(missing, control, devices, Vcpu::block, |vcpu| vcpu.woken.load(SeqCst));
     }
 }
 
 /// Preempted under posts, then run again.
-#[test]
-fn posts_while_sn_comes_and_goes() {
-    for devices in 0..=2 {
-        let owner = |vcpu: &Vcpu| {
-            vcpu.control.fetch_or(SN, SeqCst);
-            vcpu.run()
-        };
-        two_posts(0, devices, owner, |vcpu| vcpu.notified.load(SeqCst));
-    }
+fn preemption(missing: Missing, devices: u32) {
+    let owner = |vcpu: &Vcpu| {
+        vcpu.control.fetch_or(SN, SeqCst);
+        vcpu.run()
+    };
+    two_posts(missing, 0, devices, owner, |vcpu| vcpu.notified.load(SeqCst));
 }
 
 /// A notification is outstanding, its post taken already, so the poster tells nobody: the owner who clears ON finds its bit.
-fn post_beside_an_outstanding_one(missing: Missing, owner: fn(&Vcpu) -> u32) {
-    loom::model(move || {
-        let vcpu = Vcpu::without(missing, ON);
-        let poster = {
-            let vcpu = vcpu.clone();
-            thread::spawn(move || vcpu.post(2))
-        };
-        let collected = owner(&vcpu);
-        poster.join().expect("a poster");
-        let told = vcpu.notified.load(SeqCst) || vcpu.woken.load(SeqCst);
-        assert!(collected & 2 != 0 || told);
-    });
-}
-
-#[test]
-fn a_set_on_is_not_looked_at_too_early() {
+fn outstanding(missing: Missing, _: u32) {
     for owner in [Vcpu::run, Vcpu::block] {
-        post_beside_an_outstanding_one(Missing::Nothing, owner);
-    }
-}
-
-/// Without its order a post may find an ON that the owner has cleared already, and the owner a PIR without its bit.
-#[test]
-fn both_orders_are_needed() {
-    for missing in [Missing::PostersOrder, Missing::OwnersOrder] {
-        let lost = std::panic::catch_unwind(|| post_beside_an_outstanding_one(missing, Vcpu::run));
-        assert!(lost.is_err());
+        loom::model(move || {
+            let vcpu = Vcpu::new(missing, ON);
+            let poster = {
+                let vcpu = vcpu.clone();
+                thread::spawn(move || vcpu.post(2))
+            };
+            let collected = owner(&vcpu);
+            poster.join().expect("a poster");
+            let told = vcpu.notified.load(SeqCst) || vcpu.woken.load(SeqCst);
+            assert!(collected & 2 != 0 || told);
+        });
     }
 }
 
 /// The bit of a vector is dropped from the EOI-exit bitmap just as the vector comes as level-triggered: either it is staged,
 /// or the VMCS keeps the bit.
-#[test]
-fn level_post_and_a_dropped_eoi_exit() {
-    loom::model(|| {
-        let vcpu = Vcpu::new(0);
+fn dropped_eoi_exit(missing: Missing, _: u32) {
+    loom::model(move || {
+        let vcpu = Vcpu::new(missing, 0);
         vcpu.eoi_exits.store(1, SeqCst);
         let poster = {
             let vcpu = vcpu.clone();
             thread::spawn(move || {
                 vcpu.tmr.fetch_or(1, AcqRel);
-                fence(SeqCst);
+                if missing != LevelPostersFence {
+                    fence(SeqCst);
+                }
                 if vcpu.eoi_exits.load(Acquire) == 0 {
                     vcpu.staged.fetch_or(1, SeqCst);
                     vcpu.kicked.store(true, SeqCst);
@@ -250,8 +262,10 @@ fn level_post_and_a_dropped_eoi_exit() {
         let mut vmcs = 1;
         if vcpu.tmr.load(Acquire) == 0 {
             vcpu.eoi_exits.store(0, Release);
-            fence(SeqCst);
-            vmcs = vcpu.tmr.load(Acquire);
+            if missing != BitmapsFence {
+                fence(SeqCst);
+            }
+            vmcs = if missing == LookAtTmr { 0 } else { vcpu.tmr.load(Acquire) };
             vcpu.eoi_exits.store(vmcs, Release);
         }
         poster.join().expect("a poster");
@@ -264,10 +278,9 @@ fn level_post_and_a_dropped_eoi_exit() {
 }
 
 /// INIT and a post: nothing of the old life is left in PIR once both are done.
-#[test]
-fn post_and_init() {
-    loom::model(|| {
-        let vcpu = Vcpu::new(0);
+fn init(missing: Missing, _: u32) {
+    loom::model(move || {
+        let vcpu = Vcpu::new(missing, 0);
         let poster = {
             let vcpu = vcpu.clone();
             thread::spawn(move || {
@@ -276,7 +289,8 @@ fn post_and_init() {
                     return;
                 }
                 vcpu.post(1);
-                if vcpu.life.load(Acquire) != life && !vcpu.accepts.load(Relaxed) {
+                let same = missing == LookAtLife || vcpu.life.load(Acquire) == life;
+                if !same && !vcpu.accepts.load(Relaxed) {
                     vcpu.pir.fetch_and(!1, SeqCst);
                 }
             })
@@ -289,4 +303,49 @@ fn post_and_init() {
         poster.join().expect("a poster");
         assert_eq!(vcpu.pir.load(SeqCst), 0);
     });
+}
+
+type Handshake = fn(Missing, u32);
+
+/// Each with its name and the most devices among its two posters.
+const HANDSHAKES: [(&str, Handshake, u32); 6] = [
+    ("entry", entry, 2),
+    ("sleep", sleep, 2),
+    ("preemption", preemption, 2),
+    ("outstanding", outstanding, 0),
+    ("dropped EOI exit", dropped_eoi_exit, 0),
+    ("INIT", init, 0),
+];
+
+#[test]
+fn nothing_is_lost() {
+    for (_, handshake, devices) in HANDSHAKES {
+        (0..=devices).for_each(|devices| handshake(Nothing, devices));
+    }
+}
+
+/// For each step the handshakes that fail without it, and with how many devices.
+const NEEDED: [(Missing, &[(&str, u32)]); 11] = [
+    (PostersOrder, &[("outstanding", 0)]),
+    (OwnersOrder, &[("entry", 2), ("preemption", 2), ("outstanding", 0)]),
+    (TargetAfterOn, &[("entry", 0), ("sleep", 0), ("preemption", 0)]),
+    (DrainAfterChange, &[("entry", 2), ("preemption", 2)]),
+    (SleepersFence, &[("sleep", 2)]),
+    (LookBeforeSleep, &[("sleep", 2)]),
+    (LateChange, &[("sleep", 2)]),
+    (LevelPostersFence, &[("dropped EOI exit", 0)]),
+    (BitmapsFence, &[("dropped EOI exit", 0)]),
+    (LookAtTmr, &[("dropped EOI exit", 0)]),
+    (LookAtLife, &[("INIT", 0)]),
+];
+
+#[test]
+fn every_step_is_needed() {
+    for (missing, cases) in NEEDED {
+        for &(name, devices) in cases {
+            let (_, handshake, _) = HANDSHAKES.into_iter().find(|known| known.0 == name).unwrap();
+            let fails = std::panic::catch_unwind(|| handshake(missing, devices)).is_err();
+            assert!(fails, "{missing:?}, {name}, {devices} devices");
+        }
+    }
 }

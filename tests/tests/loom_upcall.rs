@@ -1,6 +1,9 @@
 //! The handshakes of vlapic-core under loom: reduced copies, since the page's atomics are not
 //! loom's. The steps and their orderings are those of `upcall.rs`, `slot.rs` and `lifecycle.rs`,
 //! in the same order; change both together.
+//!
+//! Each handshake is run as it is, and once without each step that it stands on.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use loom::sync::Arc;
 use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
@@ -10,8 +13,35 @@ use loom::thread;
 const OWED: u32 = 1 << 8;
 const VECTOR: u32 = 0xF3;
 
+/// What is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missing {
+    Nothing,
+    /// Between the mark that an upcall is owed and the look at SVR.
+    NotifiersFence,
+    /// Between the guest's SVR and the look at what is owed.
+    OwnersFence,
+    /// The look at what is owed when the guest may have written SVR.
+    Look,
+    /// The vCPU that refused is made to look again.
+    Kick,
+    /// The debt is marked before SVR is looked at.
+    DebtFirst,
+    /// Who takes the debt off pays it.
+    Claim,
+    /// Who accepts looks again whether it is the same life.
+    LookAtLife,
+    /// INIT owes anew what is pending.
+    DebtOfInit,
+    /// Who registers a vector looks at what is owed.
+    LookAtRegistration,
+}
+
+use Missing::*;
+
 /// Slot, page and pending byte of one vCPU, and what the host counts.
 struct Vcpu {
+    missing: Missing,
     pending: AtomicU32,
     upcall: AtomicU32,
     svr: AtomicU32,
@@ -29,8 +59,9 @@ enum Debt {
 }
 
 impl Vcpu {
-    fn new(upcall: u32, svr: u32) -> Arc<Self> {
+    fn new(missing: Missing, upcall: u32, svr: u32) -> Arc<Self> {
         Arc::new(Self {
+            missing,
             pending: AtomicU32::new(0),
             upcall: AtomicU32::new(upcall),
             svr: AtomicU32::new(svr),
@@ -52,7 +83,8 @@ impl Vcpu {
             return false;
         }
         self.irr.fetch_or(1, AcqRel);
-        if self.life.load(Acquire) == life || self.accepts() {
+        let same = self.missing == LookAtLife || self.life.load(Acquire) == life;
+        if same || self.accepts() {
             return true;
         }
         if self.irr.fetch_and(0, AcqRel) == 0 {
@@ -87,7 +119,8 @@ impl Vcpu {
             self.upcall.fetch_or(OWED, SeqCst);
             return Debt::Owed;
         }
-        if self.upcall.fetch_and(!OWED, SeqCst) & OWED == 0 || self.pending.load(SeqCst) == 0 {
+        let owed = self.upcall.fetch_and(!OWED, SeqCst) & OWED != 0 || self.missing == Claim;
+        if !owed || self.pending.load(SeqCst) == 0 {
             return Debt::None;
         }
         if self.accept() {
@@ -99,8 +132,10 @@ impl Vcpu {
     }
 
     fn pay_or_leave_owed(&self) {
-        fence(SeqCst);
-        if self.pay() == Debt::Owed {
+        if self.missing != NotifiersFence {
+            fence(SeqCst);
+        }
+        if self.pay() == Debt::Owed && self.missing != Kick {
             self.kicked.store(true, SeqCst);
         }
     }
@@ -109,20 +144,26 @@ impl Vcpu {
         if self.pending.fetch_or(1, SeqCst) != 0 {
             return;
         }
+        if self.missing == DebtFirst && !self.accepts() {
+            self.upcall.fetch_or(OWED, SeqCst);
+            return;
+        }
         self.upcall.fetch_or(OWED, SeqCst);
         self.pay_or_leave_owed();
     }
 
     fn register(&self) {
         let old = self.upcall.fetch_or(VECTOR, SeqCst);
-        if old & OWED != 0 {
+        if old & OWED != 0 && self.missing != LookAtRegistration {
             self.pay_or_leave_owed();
         }
     }
 
     fn prepare(&self) {
         if self.upcall.load(Relaxed) > OWED {
-            fence(SeqCst);
+            if self.missing != OwnersFence {
+                fence(SeqCst);
+            }
             self.pay();
         }
     }
@@ -135,16 +176,17 @@ impl Vcpu {
     }
 }
 
-#[test]
-fn one_edge_one_upcall() {
-    loom::model(|| {
-        let vcpu = Vcpu::new(VECTOR, 0);
+fn one_edge(missing: Missing) {
+    loom::model(move || {
+        let vcpu = Vcpu::new(missing, VECTOR, 0);
         let poster = {
             let vcpu = vcpu.clone();
             thread::spawn(move || vcpu.notify())
         };
         vcpu.svr.store(1, Relaxed);
-        vcpu.prepare();
+        if missing != Look {
+            vcpu.prepare();
+        }
         poster.join().unwrap();
         vcpu.settle_down();
         assert_eq!(vcpu.posts.load(SeqCst), 1);
@@ -152,26 +194,26 @@ fn one_edge_one_upcall() {
 }
 
 /// Without the kick too, as long as the vCPU's look at the debt comes after a full fence.
-#[test]
-fn either_side_sees_the_other() {
-    loom::model(|| {
-        let vcpu = Vcpu::new(VECTOR, 0);
+fn without_kick(missing: Missing) {
+    loom::model(move || {
+        let vcpu = Vcpu::new(missing, VECTOR, 0);
         let poster = {
             let vcpu = vcpu.clone();
             thread::spawn(move || vcpu.notify())
         };
         vcpu.svr.store(1, Relaxed);
         fence(SeqCst);
-        vcpu.prepare();
+        if missing != Look {
+            vcpu.prepare();
+        }
         poster.join().unwrap();
         assert_eq!(vcpu.posts.load(SeqCst), 1);
     });
 }
 
-#[test]
-fn two_posters_one_edge() {
-    loom::model(|| {
-        let vcpu = Vcpu::new(VECTOR, 0);
+fn two_posters(missing: Missing) {
+    loom::model(move || {
+        let vcpu = Vcpu::new(missing, VECTOR, 0);
         let posters = [vcpu.clone(), vcpu.clone()].map(|vcpu| thread::spawn(move || vcpu.notify()));
         vcpu.svr.store(1, Relaxed);
         vcpu.prepare();
@@ -183,10 +225,9 @@ fn two_posters_one_edge() {
     });
 }
 
-#[test]
-fn off_and_on_again() {
-    loom::model(|| {
-        let vcpu = Vcpu::new(VECTOR, 1);
+fn off_and_on(missing: Missing) {
+    loom::model(move || {
+        let vcpu = Vcpu::new(missing, VECTOR, 1);
         let poster = {
             let vcpu = vcpu.clone();
             thread::spawn(move || vcpu.notify())
@@ -194,17 +235,18 @@ fn off_and_on_again() {
         vcpu.svr.store(0, Relaxed);
         vcpu.prepare();
         vcpu.svr.store(1, Relaxed);
-        vcpu.prepare();
+        if missing != Look {
+            vcpu.prepare();
+        }
         poster.join().unwrap();
         vcpu.settle_down();
         assert_eq!(vcpu.posts.load(SeqCst), 1);
     });
 }
 
-#[test]
-fn registration_against_an_edge() {
-    loom::model(|| {
-        let vcpu = Vcpu::new(0, 1);
+fn registration(missing: Missing) {
+    loom::model(move || {
+        let vcpu = Vcpu::new(missing, 0, 1);
         let poster = {
             let vcpu = vcpu.clone();
             thread::spawn(move || vcpu.notify())
@@ -217,16 +259,17 @@ fn registration_against_an_edge() {
 }
 
 /// INIT wipes what was accepted before it and owes anew what is pending.
-#[test]
-fn an_edge_against_init() {
-    loom::model(|| {
-        let vcpu = Vcpu::new(VECTOR, 1);
+fn edge_against_init(missing: Missing) {
+    loom::model(move || {
+        let vcpu = Vcpu::new(missing, VECTOR, 1);
         let poster = {
             let vcpu = vcpu.clone();
             thread::spawn(move || vcpu.notify())
         };
         vcpu.init();
-        vcpu.upcall.fetch_or(OWED, SeqCst);
+        if missing != DebtOfInit {
+            vcpu.upcall.fetch_or(OWED, SeqCst);
+        }
         poster.join().unwrap();
         assert_eq!(vcpu.irr.load(SeqCst), 0, "nothing while disabled");
         vcpu.svr.store(1, Relaxed);
@@ -235,10 +278,9 @@ fn an_edge_against_init() {
     });
 }
 
-#[test]
-fn a_post_against_init() {
-    loom::model(|| {
-        let vcpu = Vcpu::new(0, 1);
+fn post_against_init(missing: Missing) {
+    loom::model(move || {
+        let vcpu = Vcpu::new(missing, 0, 1);
         let poster = {
             let vcpu = vcpu.clone();
             thread::spawn(move || vcpu.accept())
@@ -247,6 +289,45 @@ fn a_post_against_init() {
         let accepted = poster.join().unwrap();
         assert_eq!(vcpu.irr.load(SeqCst), 0, "accepted: {accepted}");
     });
+}
+
+type Handshake = fn(Missing);
+
+const HANDSHAKES: [(&str, Handshake); 7] = [
+    ("one edge", one_edge),
+    ("without the kick", without_kick),
+    ("two posters", two_posters),
+    ("off and on again", off_and_on),
+    ("registration", registration),
+    ("an edge against INIT", edge_against_init),
+    ("a post against INIT", post_against_init),
+];
+
+#[test]
+fn every_upcall_comes_once() {
+    HANDSHAKES.into_iter().for_each(|(_, handshake)| handshake(Nothing));
+}
+
+/// For each step a handshake that fails without it.
+const NEEDED: [(Missing, &str); 9] = [
+    (NotifiersFence, "without the kick"),
+    (OwnersFence, "off and on again"),
+    (Look, "without the kick"),
+    (Kick, "one edge"),
+    (DebtFirst, "one edge"),
+    (Claim, "one edge"),
+    (LookAtLife, "a post against INIT"),
+    (DebtOfInit, "an edge against INIT"),
+    (LookAtRegistration, "registration"),
+];
+
+#[test]
+fn every_step_is_needed() {
+    for (missing, name) in NEEDED {
+        let (_, handshake) = HANDSHAKES.into_iter().find(|known| known.0 == name).unwrap();
+        let fails = std::panic::catch_unwind(|| handshake(missing)).is_err();
+        assert!(fails, "{missing:?}, {name}");
+    }
 }
 
 const INIT: u32 = 1;
