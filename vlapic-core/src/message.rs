@@ -7,7 +7,7 @@ use crate::vector::Trigger;
 ///
 /// The bits are those of an x2APIC-mode ICR (SDM Vol. 3A Figure 10-28) as far as they say something
 /// about this message, the others are zero: vector or start page 7:0, delivery mode 10:8, logical 11,
-/// level 15, shorthand 19:18, destination 63:32. Bit 20 says that the destination is a wide one.
+/// trigger mode 15, shorthand 19:18, destination 63:32. Bit 20 says that the destination is a wide one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Message(u64);
@@ -16,7 +16,7 @@ const VECTOR: u64 = 0xFF;
 const DELIVERY_MODE: u64 = 7 << 8;
 const LOWEST_PRIORITY: u64 = 1 << 8;
 const LOGICAL: u64 = 1 << 11;
-const LEVEL: u64 = 1 << 15;
+const TRIGGER_MODE: u64 = 1 << 15;
 const SHORTHAND: u64 = 3 << 18;
 const SELF: u64 = 1 << 18;
 const ALL: u64 = 2 << 18;
@@ -143,7 +143,7 @@ impl Message {
     /// The trigger mode, of those messages that carry a vector.
     #[inline]
     pub(crate) const fn trigger(self) -> Trigger {
-        if self.0 & LEVEL != 0 { Trigger::Level } else { Trigger::Edge }
+        if self.0 & TRIGGER_MODE != 0 { Trigger::Level } else { Trigger::Edge }
     }
 
     /// The sender alone. Only fixed interrupts go there (SDM Vol. 3A Table 10-3).
@@ -219,7 +219,7 @@ impl Delivery {
             Self::Startup { page } => (6, page, false),
             Self::ExtInt => (7, 0, false),
         };
-        mode << 8 | low as u64 | if level { LEVEL } else { 0 }
+        mode << 8 | low as u64 | if level { TRIGGER_MODE } else { 0 }
     }
 }
 
