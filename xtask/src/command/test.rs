@@ -42,13 +42,11 @@ fn summary(context: &Context, stages: &[Done]) -> Result<Verdict> {
             for skip in &stage.skips {
                 writeln!(out, "skipped {}: {skip}", stage.name)?;
             }
+        }
+        // Whole, and beside the closing line: the skips are many.
+        for stage in stages {
             for failure in &stage.failures {
-                writeln!(
-                    out,
-                    "failed {}: {}",
-                    stage.name,
-                    failure.lines().next().unwrap_or_default()
-                )?;
+                writeln!(out, "FAILED {}: {failure}", stage.name)?;
             }
         }
         Ok(writeln!(out, "{}", counts.closing_line())?)
