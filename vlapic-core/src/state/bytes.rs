@@ -1,14 +1,16 @@
 //! Little-endian fields at fixed places. A place outside the bytes reads as zero and takes no
 //! store; formats check lengths first, so this does not happen.
 
+use crc::{CRC_32_ISO_HDLC, Crc};
+
 pub(super) fn load<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let field = bytes.get(at..).and_then(|rest| rest.first_chunk::<N>());
     field.copied().unwrap_or([0; N])
 }
 
-pub(super) fn store(bytes: &mut [u8], at: usize, field: &[u8]) {
-    for (place, byte) in bytes.iter_mut().skip(at).zip(field) {
-        *place = *byte;
+pub(super) fn store<const N: usize>(bytes: &mut [u8], at: usize, field: &[u8; N]) {
+    if let Some(place) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<N>()) {
+        *place = *field;
     }
 }
 
@@ -26,12 +28,10 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 /// CRC-32 as of ISO 3309 (reflected, polynomial EDB88320) over `parts` in turn.
 pub(super) fn crc32(parts: &[&[u8]]) -> u32 {
-    let step = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            crc >> 1 ^ if crc & 1 == 0 { 0 } else { 0xEDB8_8320 }
-        })
-    };
-    !parts.iter().flat_map(|part| part.iter()).fold(!0, step)
+    static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+    let mut digest = CRC.digest();
+    parts.iter().for_each(|part| digest.update(part));
+    digest.finalize()
 }
 
 #[cfg(test)]
@@ -46,7 +46,7 @@ mod tests {
         assert_eq!(u32_at(&bytes, 2), 0x1234_5678);
         assert_eq!(u32_at(&bytes, 5), 0, "outside");
         store(&mut bytes, 7, &[1, 2]);
-        assert_eq!(bytes[7], 1);
+        assert_eq!(bytes[7], 0, "not wholly inside");
     }
 
     /// The check value that the literature gives for this CRC.
