@@ -36,6 +36,8 @@ impl Exit {
     }
 }
 
+/// ICR bits 10:8.
+const FIXED: u8 = 0;
 /// ICR bit 12, delivery status: hardware may leave it set although the write is over.
 const BUSY: u32 = 1 << 12;
 
@@ -96,14 +98,16 @@ impl Vcpu<'_> {
                     }
                 }
             }
-            // Not by way of ICR: it may have been SELF IPI, and ICR holds an older command.
-            IncompleteCause::InvalidVector => {
+            // Not by way of ICR: it may have been SELF IPI, and ICR holds an older command. Only where the
+            // vector counts: hardware may look at it before it looks at the delivery mode.
+            IncompleteCause::InvalidVector if exit.icr.delivery_mode() == FIXED => {
                 self.clear_busy();
                 let _ = slot.record_error(Errors::SEND_ILLEGAL_VECTOR);
                 Effect::None
             }
             // Nothing was sent, so all of it is emulated, from the value that stands in the page.
             IncompleteCause::InvalidType
+            | IncompleteCause::InvalidVector
             | IncompleteCause::InvalidTarget { .. }
             | IncompleteCause::InvalidBackingPage { .. }
             | IncompleteCause::NotAccelerated

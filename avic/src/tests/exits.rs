@@ -73,6 +73,10 @@ fn ids_that_are_emulated() {
         (0, 0x0141, Delivery::LowestPriority { vector: 0x41, trigger: Trigger::Edge }),
         (2, 0x0041, Delivery::Fixed { vector: 0x41, trigger: Trigger::Edge }),
         (3, 0x0041, Delivery::Fixed { vector: 0x41, trigger: Trigger::Edge }),
+        // Where the vector is looked at first.
+        (4, 0x0402, Delivery::Nmi),
+        (4, 0x4500, Delivery::Init),
+        (4, 0x4608, Delivery::Startup { page: 8 }),
         (5, 0x0041, Delivery::Fixed { vector: 0x41, trigger: Trigger::Edge }),
         (77, 0x0041, Delivery::Fixed { vector: 0x41, trigger: Trigger::Edge }),
     ] {
