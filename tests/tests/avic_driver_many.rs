@@ -6,7 +6,7 @@
 use avic::Wanted;
 use vlapic_core::{Mode, SvrWrites};
 use vlapic_tests::avic_hypervisor::{Broken, Config, Report, Storm, run};
-use vlapic_tests::avic_model::{Capability, Knobs};
+use vlapic_tests::avic_model::{Capability, Knobs, Reading};
 
 const STEPS: u64 = 28_000;
 
@@ -98,7 +98,8 @@ fn silent_svr() {
 /// Whatever processors do where the manual leaves it open.
 #[test]
 fn every_reading_of_the_manual() {
-    for (number, (name, knobs)) in Knobs::readings().into_iter().enumerate() {
+    for (number, reading) in Knobs::readings().into_iter().enumerate() {
+        let Reading { name, knobs, .. } = reading;
         for mode in [Mode::XApic, Mode::X2Apic] {
             let seed = number as u64;
             println!("{name}, {mode:?}");

@@ -12,8 +12,8 @@ use vlapic_core::{
 };
 use vlapic_hal::WriteMsr;
 use vlapic_tests::avic_model::{
-    Capability, CleanGroup, DOORBELL_MSR, GuestOp, Knobs, Machine, Mapping, Outcome, TprAtVmrun,
-    Vmcb, code, field, intercept, register,
+    Capability, DOORBELL_MSR, GuestOp, Knobs, Machine, Mapping, Outcome, Reading, Vmcb, code,
+    field, intercept, register,
 };
 use vlapic_tests::model::Memory;
 
@@ -647,33 +647,9 @@ fn the_erratum_without_its_workaround() {
 /// Each line that the manual leaves open, read the other way.
 #[test]
 fn every_other_reading() {
-    let one = Knobs { late_doorbells: true, ..Knobs::default() };
-    let readings = [
-        Knobs { clean_bits: false, ..one },
-        Knobs { enable_bits_covered_by: CleanGroup::Avic, ..one },
-        Knobs { enable_bits_covered_by: CleanGroup::Both, ..one },
-        Knobs { enable_bits_covered_by: CleanGroup::Neither, ..one },
-        Knobs { misaligned_pointers_are_refused: true, ..one },
-        Knobs { tpr_at_vmrun: TprAtVmrun::VTprIntoPage, ..one },
-        Knobs { tpr_at_vmrun: TprAtVmrun::Page, ..one },
-        Knobs { vmrun_computes_ppr: false, ..one },
-        Knobs { x2apic_checks_come_first: false, ..one },
-        Knobs { unnamed_offsets_are_memory: false, ..one },
-        Knobs { vector_is_checked_before_type: true, ..one },
-        Knobs { broadcast_lookups_come_first: false, ..one },
-        Knobs { x2avic_broadcasts_all_ones: false, ..one },
-        Knobs { x2avic_uses_entry_255: false, ..one },
-        Knobs { reports_first_not_running: false, ..one },
-        Knobs { dfr_is_read_at_each_ipi: false, ..one },
-        Knobs { busy_is_left_set: true, ..one },
-        Knobs { level_eoi_clears_isr: true, ..one },
-        Knobs { next_rip_at_avic_exits: true, ..one },
-        Knobs { undefined_bits_are_set: true, ..one },
-        Knobs { vintr_intercept_works_with_avic: true, ..one },
-        Knobs { idle_hlt_ignores_priority: true, ..one },
-        Knobs { intr_ignores_host_if: false, ..one },
-    ];
-    for knobs in readings {
+    for Reading { name, knobs, .. } in Knobs::readings() {
+        println!("{name}");
+        let knobs = Knobs { late_doorbells: true, ..knobs };
         for setup in [XAVIC(knobs), X2AVIC(knobs)] {
             for seed in 0..3 {
                 Storm::new(setup, seed).run();

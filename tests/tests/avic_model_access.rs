@@ -307,6 +307,7 @@ fn tpr_at_vmrun_under_each_reading() {
     for (tpr_at_vmrun, v_tpr, in_page) in [
         (TprAtVmrun::VTpr, 3, 0x5a),
         (TprAtVmrun::VTprIntoPage, 3, 0x30),
+        (TprAtVmrun::VTprOverPage, 3, 0x30),
         (TprAtVmrun::Page, 5, 0x5a),
     ] {
         let storage = Storage::new(1);

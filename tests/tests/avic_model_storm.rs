@@ -5,7 +5,9 @@
 //! or left out, or on a processor with erratum 1235, loses interrupts; so the model is good enough to tell.
 
 use vlapic_tests::avic_model::rig::{Rig, Storage};
-use vlapic_tests::avic_model::{Capability, GuestOp, Knobs, Outcome, code, field, register};
+use vlapic_tests::avic_model::{
+    Capability, GuestOp, Knobs, Outcome, Reading, code, field, register,
+};
 
 const VCPUS: usize = 12;
 const CORES: usize = 4;
@@ -353,9 +355,8 @@ fn losing_seed(protocol: Protocol, knobs: Knobs, seeds: u64) -> Option<u64> {
 
 #[test]
 fn nothing_is_lost_under_any_reading() {
-    for (reading, knobs) in Knobs::readings() {
-        assert_ne!(knobs, Knobs::default(), "{reading}");
-        assert_eq!(losing_seed(Protocol::Right, knobs, 3), None, "{reading}");
+    for Reading { name, knobs, .. } in Knobs::readings() {
+        assert_eq!(losing_seed(Protocol::Right, knobs, 3), None, "{name}");
     }
 }
 

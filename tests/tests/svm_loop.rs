@@ -4,7 +4,7 @@ use vlapic_core::Mode;
 use vlapic_svm_loop::Level;
 use vlapic_svm_loop::cases::CASES;
 use vlapic_tests::avic_hypervisor::Config;
-use vlapic_tests::avic_model::{Capability, Knobs};
+use vlapic_tests::avic_model::{Capability, Knobs, Reading};
 use vlapic_tests::svm_loop::run;
 
 /// Every case in one mode, on a processor of one reading of the manual.
@@ -34,7 +34,7 @@ fn x2avic() {
 /// The loop is right whichever way the manual is read, where it leaves something open.
 #[test]
 fn every_other_reading() {
-    for (name, knobs) in Knobs::readings() {
+    for Reading { name, knobs, .. } in Knobs::readings() {
         for mode in [Mode::XApic, Mode::X2Apic] {
             // As an IPI that is not accelerated it reaches everybody too, but it costs an exit.
             if (name, mode) != ("all ones is no broadcast", Mode::X2Apic) {

@@ -12,6 +12,8 @@ pub struct Config {
     pub vcpus: usize,
     /// How many CPUs.
     pub cpus: usize,
+    /// The physical APIC ID of the first CPU; the others follow.
+    pub first_cpu_id: u32,
     /// What the driver is asked for.
     pub wanted: Wanted,
     /// The mode that the guests put their APICs into at the start.
@@ -78,6 +80,7 @@ impl Config {
         Self {
             vcpus,
             cpus: vcpus,
+            first_cpu_id: 0,
             wanted: Wanted::ALL,
             mode: Mode::XApic,
             processor: Capability::full(),

@@ -93,7 +93,7 @@ impl Hypervisor<'_> {
         let vcpu = &self.vcpus[index];
         EntryInput {
             now: self.now,
-            cpu: vcpu.cpu.expect("a CPU") as u32,
+            cpu: self.machine.cores[vcpu.cpu.expect("a CPU")].id(),
             interruptible: vcpu.interrupt_flag,
             injecting: vcpu.injects_nmi,
         }
@@ -222,9 +222,10 @@ impl Hypervisor<'_> {
         };
         match outcome {
             ExitOutcome::Done(effect) => {
-                assert!(exit.trap, "what is done needs no decoding");
+                let knobs = self.config.knobs;
+                assert!(exit.trap || !knobs.level_eoi_is_a_trap, "what is done needs no decoding");
                 self.carry_out(index, effect);
-                Handled::Done(Answer::Done)
+                if exit.trap { Handled::Done(Answer::Done) } else { Handled::Retry }
             }
             ExitOutcome::Decode(access) => {
                 assert!(!exit.trap, "what was not done is decoded");

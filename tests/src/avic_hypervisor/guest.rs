@@ -50,6 +50,22 @@ impl Hypervisor<'_> {
         unreachable!("an instruction that never ends");
     }
 
+    /// Has a vCPU that runs execute one instruction, and `meanwhile` happen when the processor is done with it but the
+    /// host has not yet looked.
+    ///
+    /// # Panics
+    /// If the vCPU does not run.
+    pub fn instruction_and(&mut self, index: usize, op: Op, meanwhile: impl FnOnce(&mut Self)) {
+        assert!(self.enter(index), "a vCPU that runs");
+        let op = self.model_op(index, op);
+        let cpu = self.vcpus[index].cpu.expect("a CPU");
+        let outcome = self.machine.cores[cpu].run(op);
+        while self.machine.advance().is_some() {}
+        meanwhile(self);
+        let handled = self.after_operation(index, op, outcome);
+        assert_ne!(handled, Handled::Retry, "an instruction that is done");
+    }
+
     /// Without AVIC the interrupt that waits for IF is injected at the next entry, not by the guest.
     fn refresh(&mut self, index: usize) {
         self.vcpus[index].kicked = true;

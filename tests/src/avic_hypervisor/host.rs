@@ -98,7 +98,7 @@ impl Hypervisor<'_> {
     fn arrive(&mut self) -> bool {
         let Some(event) = self.machine.advance() else { return false };
         if let Event::Interrupt { destination } = event {
-            let cpu = destination as usize;
+            let cpu = (destination - self.config.first_cpu_id) as usize;
             match self.vcpus.iter().position(|vcpu| vcpu.cpu == Some(cpu)) {
                 Some(index) if self.machine.cores[cpu].in_guest() => self.leave(index),
                 _ => self.host_interrupts(cpu),
@@ -117,7 +117,8 @@ impl Hypervisor<'_> {
         if let Some(cpu) = self.vcpus[index].cpu
             && self.machine.cores[cpu].in_guest()
         {
-            let kick = PhysicalInterrupt { destination: cpu as u32, vector: KICK };
+            let destination = self.machine.cores[cpu].id();
+            let kick = PhysicalInterrupt { destination, vector: KICK };
             self.machine.bus().send(kick);
         }
     }

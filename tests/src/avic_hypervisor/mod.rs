@@ -101,10 +101,11 @@ impl<'m> Hypervisor<'m> {
         memory: Arc<Memory<'m>>,
         config: Config,
     ) -> Self {
-        let mut machine =
-            Machine::new(config.cpus as u32, memory, config.processor, config.knobs, config.seed);
+        let Config { first_cpu_id, processor, knobs, seed, .. } = config;
+        let ids = first_cpu_id..first_cpu_id + config.cpus as u32;
+        let mut machine = Machine::with_ids(ids, memory, processor, knobs, seed);
         let log = &mut machine.iommu.log;
-        log.interrupt = Some(PhysicalInterrupt { destination: 0, vector: LOG });
+        log.interrupt = Some(PhysicalInterrupt { destination: first_cpu_id, vector: LOG });
         log.write(register::LOG_BASE, 8 << 56 | Storage::LOG);
         log.write(register::CONTROL, 1 << 28 | 1 << 29);
         let vcpus: Vec<_> = (0..config.vcpus)

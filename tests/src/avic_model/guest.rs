@@ -101,7 +101,9 @@ impl<'m> Guest<'m> {
             TprAtVmrun::VTpr if in_page >> 4 == self.tpr >> 4 => self.tpr = in_page,
             TprAtVmrun::VTpr => {}
             TprAtVmrun::VTprIntoPage if in_page >> 4 == self.tpr >> 4 => self.tpr = in_page,
-            TprAtVmrun::VTprIntoPage => self.page.store(offset::TPR, self.tpr.into()),
+            TprAtVmrun::VTprIntoPage | TprAtVmrun::VTprOverPage => {
+                self.page.store(offset::TPR, self.tpr.into());
+            }
             TprAtVmrun::Page => self.tpr = in_page,
         }
         if self.around.knobs.vmrun_computes_ppr {

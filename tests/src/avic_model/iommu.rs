@@ -7,6 +7,7 @@ use crate::model::{Memory, Page, PhysicalBus, PhysicalInterrupt};
 
 use super::doorbell::Doorbells;
 use super::ga_log::GaLog;
+use super::knobs::Knobs;
 use super::page::offset;
 
 /// An IOMMU: it takes interrupts of devices, each with the address of its interrupt-remapping entry.
@@ -26,6 +27,8 @@ pub struct Iommu<'m> {
     cached: BTreeMap<u64, Irte>,
     in_flight: Vec<DeviceInterrupt>,
     faults: Vec<RemapFault>,
+    /// What is not cached of bits 63:0.
+    live_low: u64,
 }
 
 /// Why a device interrupt was blocked.
@@ -60,6 +63,7 @@ impl<'m> Iommu<'m> {
         memory: Arc<Memory<'m>>,
         doorbells: Arc<Doorbells>,
         bus: Arc<PhysicalBus>,
+        knobs: &Knobs,
     ) -> Self {
         Iommu {
             log: GaLog::new(memory.clone(), bus.clone()),
@@ -70,6 +74,11 @@ impl<'m> Iommu<'m> {
             cached: BTreeMap::new(),
             in_flight: Vec::new(),
             faults: Vec::new(),
+            live_low: if knobs.log_bit_is_not_cached {
+                Irte::LIVE_LOW
+            } else {
+                Irte::LIVE_LOW & !Irte::LOG
+            },
         }
     }
 
@@ -163,7 +172,7 @@ impl<'m> Iommu<'m> {
     fn entry(&mut self, address: u64) -> Irte {
         let now = Irte { low: self.memory.load64(address), high: self.memory.load64(address + 8) };
         let first = *self.cached.entry(address).or_insert(now);
-        if first.guest_mode() { first.with_live_fields(now) } else { first }
+        if first.guest_mode() { first.with_live_fields(now, self.live_low) } else { first }
     }
 }
 
@@ -176,7 +185,8 @@ struct Irte {
 
 impl Irte {
     /// GALogIntr, GAPPIDis, IsRun, Destination 23:0, GATag.
-    const LIVE_LOW: u64 = 0xffff_ffff_ffff_ff00 | 1 << 6 | 1 << 5 | 1 << 2;
+    const LIVE_LOW: u64 = 0xffff_ffff_ffff_ff00 | 1 << 6 | 1 << 5 | Self::LOG;
+    const LOG: u64 = 1 << 2;
     /// Destination 31:24.
     const LIVE_HIGH: u64 = 0xff << 56;
     /// Bits 4:3 in guest mode.
@@ -184,9 +194,9 @@ impl Irte {
     /// Bits 75:72 and 119:116 in guest mode.
     const RESERVED_HIGH: u64 = 0xf << 8 | 0xf << 52;
 
-    fn with_live_fields(self, now: Irte) -> Self {
+    fn with_live_fields(self, now: Irte, live_low: u64) -> Self {
         Irte {
-            low: self.low & !Self::LIVE_LOW | now.low & Self::LIVE_LOW,
+            low: self.low & !live_low | now.low & live_low,
             high: self.high & !Self::LIVE_HIGH | now.high & Self::LIVE_HIGH,
         }
     }
@@ -211,7 +221,7 @@ impl Irte {
     }
 
     fn logs(self) -> bool {
-        self.low >> 2 & 1 != 0
+        self.low & Self::LOG != 0
     }
 
     fn no_physical_announcement(self) -> bool {

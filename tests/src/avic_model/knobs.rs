@@ -60,11 +60,14 @@ pub struct Knobs {
 
     /// A level-triggered EOI has already cleared its ISR bit when it exits.
     pub level_eoi_clears_isr: bool,
+    /// The exit of a level-triggered EOI leaves RIP past the instruction. Otherwise at it (*lossy*: who has ended the
+    /// interrupt and enters again has the guest write EOI once more).
+    pub level_eoi_is_a_trap: bool,
     /// Next-RIP is saved at AVIC exits. Otherwise it reads as 0.
     pub next_rip_at_avic_exits: bool,
     /// Exit-information bits that the manual does not define are ones.
     pub undefined_bits_are_set: bool,
-    /// The doorbell register takes APIC IDs above 255. Otherwise the write raises #GP (*lossy*).
+    /// The doorbell register takes APIC IDs above 255. Otherwise the write raises #GP.
     pub doorbell_takes_wide_ids: bool,
     /// The VINTR intercept also exits for an interrupt that AVIC is about to deliver.
     pub vintr_intercept_works_with_avic: bool,
@@ -72,6 +75,10 @@ pub struct Knobs {
     pub idle_hlt_ignores_priority: bool,
     /// A physical interrupt exits even when VMRUN was executed with the host's RFLAGS.IF clear.
     pub intr_ignores_host_if: bool,
+
+    /// IOMMU: GALogIntr of an entry is looked at anew each time, as IsRun is. Otherwise it is as the IOMMU read it
+    /// first, until software invalidates the entry (*lossy*: a vCPU that went to sleep since is not woken).
+    pub log_bit_is_not_cached: bool,
 }
 
 /// A group of VMCB fields with one clean bit.
@@ -92,8 +99,10 @@ pub enum CleanGroup {
 pub enum TprAtVmrun {
     /// V_TPR counts. The page keeps what it has.
     VTpr,
-    /// V_TPR counts and is written to the page.
+    /// V_TPR counts and is written to the page, unless the page has the same class.
     VTprIntoPage,
+    /// V_TPR counts and is written to the page (*lossy*: TPR bits 3:0 are lost).
+    VTprOverPage,
     /// The page counts, and V_TPR follows it.
     Page,
 }
@@ -123,12 +132,14 @@ impl Default for Knobs {
             dfr_is_read_at_each_ipi: true,
             busy_is_left_set: false,
             level_eoi_clears_isr: false,
+            level_eoi_is_a_trap: true,
             next_rip_at_avic_exits: false,
             undefined_bits_are_set: false,
             doorbell_takes_wide_ids: true,
             vintr_intercept_works_with_avic: false,
             idle_hlt_ignores_priority: false,
             intr_ignores_host_if: true,
+            log_bit_is_not_cached: true,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Several cores, stepped by a schedule that can be replayed.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::model::{Memory, PhysicalBus};
@@ -19,7 +20,7 @@ use super::nested::NestedPages;
 /// between two calls the test is free to start operations and to do what host software does.
 #[derive(Debug)]
 pub struct Machine<'m> {
-    /// The cores; core `i` has physical APIC ID `i`.
+    /// The cores; core `i` has physical APIC ID `i`, if the machine was not made with others.
     pub cores: Vec<Core<'m>>,
     /// The IOMMU.
     pub iommu: Iommu<'m>,
@@ -75,6 +76,18 @@ impl<'m> Machine<'m> {
         knobs: Knobs,
         seed: u64,
     ) -> Self {
+        Self::with_ids(0..count, memory, capability, knobs, seed)
+    }
+
+    /// A core for each of these physical APIC IDs.
+    #[must_use]
+    pub fn with_ids(
+        ids: Range<u32>,
+        memory: Arc<Memory<'m>>,
+        capability: Capability,
+        knobs: Knobs,
+        seed: u64,
+    ) -> Self {
         let doorbells = Arc::new(Doorbells::new());
         let nested = Arc::new(NestedPages::new());
         let bus = Arc::new(PhysicalBus::new());
@@ -82,8 +95,8 @@ impl<'m> Machine<'m> {
             Core::new(id, memory.clone(), doorbells.clone(), nested.clone(), capability, knobs)
         };
         Machine {
-            cores: (0..count).map(core).collect(),
-            iommu: Iommu::new(memory.clone(), doorbells.clone(), bus.clone()),
+            cores: ids.map(core).collect(),
+            iommu: Iommu::new(memory.clone(), doorbells.clone(), bus.clone(), &knobs),
             schedule: Schedule::new(seed),
             memory: memory.clone(),
             doorbells: doorbells.clone(),

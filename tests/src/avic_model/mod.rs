@@ -66,5 +66,6 @@ pub use self::knobs::{CleanGroup, Knobs, TprAtVmrun};
 pub use self::machine::{Event, Machine};
 pub use self::nested::{Mapping, NestedPages};
 pub use self::operation::GuestOp;
+pub use self::readings::{Kind, Reading};
 pub use self::vmcb::{Vmcb, control, field, intercept};
 pub use crate::schedule::Schedule;

@@ -50,11 +50,16 @@ impl Guest<'_> {
 
     /// A write of the EOI register. The value lands in the page as that of any other register.
     pub(super) fn write_eoi(&mut self, value: u32) -> Progress {
-        self.page.store(offset::EOI, value);
-        let Some(vector) = self.page.highest(offset::ISR) else {
+        let highest = self.page.highest(offset::ISR);
+        let level = highest.is_some_and(|vector| self.page.has_vector(offset::TMR, vector));
+        let trap = self.around.knobs.level_eoi_is_a_trap;
+        if trap || !level {
+            self.page.store(offset::EOI, value);
+        }
+        let Some(vector) = highest else {
             return Progress::DONE;
         };
-        if !self.page.has_vector(offset::TMR, vector) {
+        if !level {
             self.page.clear_vector(offset::ISR, vector);
             return Progress::Next(Operation::Prioritise);
         }
@@ -62,8 +67,9 @@ impl Guest<'_> {
             self.page.clear_vector(offset::ISR, vector);
             self.update_ppr();
         }
-        let exit = VmExit::no_acceleration(offset::EOI, true, Some(vector), true);
-        Progress::Next(Operation::Trap(self.with_undefined_bits(exit)))
+        let exit = VmExit::no_acceleration(offset::EOI, true, Some(vector), trap);
+        let exit = self.with_undefined_bits(exit);
+        Progress::Next(Operation::Trap(exit))
     }
 
     /// PPR becomes the higher of TPR and the class in service; where they are equal, TPR with its low bits.

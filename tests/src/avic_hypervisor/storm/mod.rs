@@ -172,6 +172,7 @@ impl<'h, 'm> Storm<'h, 'm> {
             let waiting = state.driver.apic().nominate();
             assert!(state.run != Run::Blocked || waiting.is_none(), "lost: vCPU {vcpu} sleeps on");
         }
+        (0..self.programs.len()).for_each(|vcpu| self.check_in_service(vcpu));
         for core in 0..self.cores.len() {
             let Core::Guest(vcpu) = self.cores[core] else { continue };
             // At one boundary an NMI may go first.
@@ -183,6 +184,20 @@ impl<'h, 'm> Storm<'h, 'm> {
                 assert_eq!(waiting, None, "lost: vCPU {vcpu} runs and does not notice");
             }
         }
+    }
+
+    /// As many are in service as the guest has taken and not ended. Which is not asked: an interrupt may come before an
+    /// EOI that the window kept waiting, and is then the one that it ends.
+    fn check_in_service(&self, vcpu: usize) {
+        let program = &self.programs[vcpu];
+        let amid = program.current.is_some() || !program.next.is_empty();
+        if amid || !self.ledger.is_settled(vcpu) || self.starting.contains(&vcpu) {
+            return;
+        }
+        let on_its_way = usize::from(self.hypervisor.vcpus[vcpu].in_flight.is_some());
+        let in_service = self.hypervisor.slot(vcpu).page().isr().iter().count();
+        let taken = &program.in_service;
+        assert_eq!(in_service, taken.len() + on_its_way, "vCPU {vcpu} has taken {taken:x?}");
     }
 
     fn is_calm(&self) -> bool {

@@ -280,8 +280,15 @@ impl Storm<'_, '_> {
         // Those that change their logical IDs may be meant or not, whatever the destination.
         let doubtful = |target: usize, xapic| logical && xapic && role(target) == Role::Renamed;
         let xapic = self.is_xapic();
+        // A processor that has got to some before it finds one that it cannot reach, and one that sends to the sender.
+        let knobs = self.hypervisor.config().knobs;
+        let delivers_twice = logical && !knobs.logical_lookups_come_first;
+        let twice = if delivers_twice { targets.clone() } else { Vec::new() };
+        let to_others = command == 3 << 18;
+        let too_far = |target| to_others && !knobs.others_excludes_self && target == vcpu;
         let set = |targets: &mut dyn Iterator<Item = usize>| targets.fold(0, |set, v| set | 1 << v);
-        let some = set(&mut (0..vcpus).filter(|&target| doubtful(target, xapic)));
+        let may = |target| doubtful(target, xapic) || twice.contains(&target) || too_far(target);
+        let some = set(&mut (0..vcpus).filter(|&target| may(target)));
         let all = set(&mut targets.into_iter().filter(|&target| !doubtful(target, xapic)));
         self.plan_icr(vcpu, destination, command | u32::from(vector));
         if let Some(Act::Op(op)) = self.programs[vcpu].next.pop_back() {
