@@ -78,6 +78,12 @@ impl Backing {
         Whereabouts::from_bits(self.whereabouts.load(Ordering::SeqCst))
     }
 
+    /// Whether the vCPU is assigned to the CPU with this physical APIC ID.
+    #[inline(always)]
+    pub(crate) fn is_assigned_to(&self, cpu: u32) -> bool {
+        self.whereabouts().cpu() == Some(cpu)
+    }
+
     /// Has this vCPU emulated for `inhibit`, from the entry on that follows the returned kick; any
     /// CPU may call. Nothing posted meanwhile is lost: IRR is the same.
     pub fn inhibit(&self, inhibit: Inhibit) -> Notify {

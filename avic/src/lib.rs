@@ -44,6 +44,7 @@ mod physical_table;
 mod route;
 mod routing;
 mod run_state;
+mod settle;
 mod shared;
 #[cfg(test)]
 mod tests;

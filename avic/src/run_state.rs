@@ -1,9 +1,14 @@
-//! The vCPU leaves its CPU.
+//! The vCPU comes to a CPU and leaves it.
+
+use core::sync::atomic::{Ordering, fence};
 
 use vlapic_core::EntryInput;
 
 use crate::backing::Whereabouts;
+use crate::face::Face;
+use crate::negotiate::Feature;
 use crate::vcpu::Vcpu;
+use crate::vmcb::Vmcb;
 
 /// Who is told of a post while the vCPU runs, waits for a CPU, or sleeps:
 ///
@@ -36,5 +41,56 @@ impl Vcpu<'_> {
         let prepared = self.apic.prepare(input.now);
         let interrupted = input.interruptible && self.apic.nominate().is_some();
         !prepared.event && !interrupted
+    }
+
+    /// Assigns the vCPU to this CPU: physical table first, then whereabouts, then routes. If that
+    /// was a change a SeqCst fence stands between it and the look at IRR, by VMRUN or by injection.
+    #[inline(never)]
+    pub(crate) fn assign<V: Vmcb + ?Sized>(&mut self, vmcb: &mut V, cpu: u32, face: Face) {
+        let reached = face != Face::Emulated && cpu <= self.trust.highest_host_id();
+        let whereabouts = if reached && self.features.contains(Feature::Doorbell) {
+            Whereabouts::Doorbell(cpu)
+        } else {
+            Whereabouts::Kick(cpu)
+        };
+        let before = self.slot().inbox().whereabouts();
+        if face == Face::XAvic
+            && before.cpu() != Some(cpu)
+            && !self.resources.is_some_and(|resources| resources.private_asid)
+        {
+            self.arm_flush(vmcb);
+        }
+        let running = reached && self.features.contains(Feature::IsRunning);
+        let id = self.slot().x2apic_id();
+        let entry = self.shared.physical().entry(id);
+        if before != whereabouts || entry.is_running() != running {
+            self.reassign(whereabouts, cpu, running);
+        }
+    }
+
+    fn reassign(&self, whereabouts: Whereabouts, cpu: u32, running: bool) {
+        if !running {
+            self.depart(whereabouts);
+            return;
+        }
+        if let Ok(cpu) = u16::try_from(cpu) {
+            self.shared.physical().run(self.slot().x2apic_id(), cpu);
+        }
+        self.slot().inbox().move_to(whereabouts);
+        self.shared.steer(self.index, whereabouts);
+        // Pairs with the locked OR in `Backing::post`, and with the IOMMU's write of IRR before its
+        // look at IsRun.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Takes IsRunning away: whereabouts first, then routes, then the physical table, then a SeqCst
+    /// fence before the caller looks at IRR.
+    pub(crate) fn depart(&self, whereabouts: Whereabouts) {
+        self.slot().inbox().move_to(whereabouts);
+        self.shared.steer(self.index, whereabouts);
+        self.shared.physical().stop(self.slot().x2apic_id());
+        // Pairs with the locked OR in `Backing::post`, and with the senders' write of IRR before their
+        // look at IsRunning.
+        fence(Ordering::SeqCst);
     }
 }

@@ -1,6 +1,6 @@
 //! What the vCPUs of a VM share.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use vlapic_core::{Notify, Vm};
 use vlapic_hal::Translate;
@@ -23,9 +23,8 @@ pub struct Shared<'s> {
     physical: PhysicalTable<'s>,
     logical: LogicalTable<'s>,
     routes: &'s [Route<'s>],
-    inhibits: AtomicU32,
-    /// How often somebody's addressing has changed: a hint that it is time to look again.
-    changes: AtomicU32,
+    /// [`Revision`].
+    revision: AtomicU64,
 }
 
 /// Memory for [`Shared`], owned by the hypervisor and in place for the VM's lifetime.
@@ -63,8 +62,7 @@ impl<'s> Shared<'s> {
             physical,
             logical,
             routes: storage.routes,
-            inhibits: AtomicU32::new(0),
-            changes: AtomicU32::new(1),
+            revision: AtomicU64::new(Revision::CHANGE),
         })
     }
 
@@ -97,22 +95,22 @@ impl<'s> Shared<'s> {
     /// with and without AVIC.
     #[must_use = "vCPUs in guest mode have to be kicked"]
     pub fn inhibit(&self, inhibit: Inhibit) -> impl Iterator<Item = (usize, Notify)> + use<'s> {
-        let before = self.inhibits.fetch_or(inhibit.bit(), Ordering::SeqCst);
-        let fresh = before & inhibit.bit() == 0;
+        let bit = u64::from(inhibit.bit());
+        let fresh = self.revision.fetch_or(bit, Ordering::SeqCst) & bit == 0;
         (0..self.vm.slots().len()).filter(move |_| fresh).map(|index| (index, Notify::Kick))
     }
 
     /// Takes `inhibit` back; any CPU may call. Each vCPU is accelerated again from its next entry
     /// on, if nothing else is against it. Nobody has to be told.
     pub fn allow(&self, inhibit: Inhibit) {
-        self.inhibits.fetch_and(!inhibit.bit(), Ordering::SeqCst);
+        self.revision.fetch_and(!u64::from(inhibit.bit()), Ordering::SeqCst);
     }
 
     /// The reasons set by [`inhibit`](Self::inhibit).
     #[inline]
     #[must_use]
     pub fn inhibits(&self) -> Inhibits {
-        Inhibits::from_bits(self.inhibits.load(Ordering::SeqCst))
+        self.revision().inhibits()
     }
 
     /// The highest APIC ID of the VM.
@@ -121,21 +119,62 @@ impl<'s> Shared<'s> {
     }
 
     #[inline]
-    pub(crate) fn changes(&self) -> u32 {
-        self.changes.load(Ordering::SeqCst)
+    pub(crate) fn revision(&self) -> Revision {
+        Revision(self.revision.load(Ordering::SeqCst))
     }
 
+    /// Somebody's addressing has changed.
     pub(crate) fn changed(&self) {
-        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.revision.fetch_add(Revision::CHANGE, Ordering::SeqCst);
     }
 
-    /// Tells the routes that lead to vCPU `index` where it is now.
+    /// Tells the routes that lead to vCPU `index` where it is now, which the caller has stored before.
     #[inline]
     pub(crate) fn steer(&self, index: usize, whereabouts: Whereabouts) {
+        if self.routes.is_empty() {
+            return;
+        }
+        // Whereabouts were stored before routes are looked at; pairs with the fences in
+        // `Route::attach`.
+        fence(Ordering::SeqCst);
         for route in self.routes {
             if route.target() == Some(index) {
                 route.irte().steer(whereabouts);
             }
         }
+    }
+}
+
+/// What other CPUs may change for every vCPU of a VM, in one word, since it is looked at before each
+/// entry: the reasons against acceleration in bits 31:0, and how often somebody's addressing has
+/// changed, a hint that it is time to look again, in bits 63:32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Revision(u64);
+
+impl Revision {
+    const CHANGE: u64 = 1 << 32;
+    /// No inhibit has this bit.
+    const UNSETTLED: u64 = 1 << 31;
+
+    /// Before anybody has looked: equal to none that a VM has.
+    pub(crate) const NONE: Self = Self(Self::UNSETTLED);
+
+    /// The number of changes.
+    pub(crate) const fn changes(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    const fn inhibits(self) -> Inhibits {
+        Inhibits::from_bits(self.0 as u32)
+    }
+
+    /// The same number of changes, but equal to no revision that a VM has.
+    pub(crate) const fn unsettled(self) -> Self {
+        Self(self.0 | Self::UNSETTLED)
+    }
+
+    /// The same number of changes, which may be its owner's own, but the reasons of `other`.
+    pub(crate) const fn settled(self, other: Self) -> Self {
+        Self(self.0 >> 32 << 32 | other.0 & 0xFFFF_FFFF)
     }
 }

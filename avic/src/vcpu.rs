@@ -15,7 +15,7 @@ use crate::inhibit::{Inhibit, Inhibits};
 use crate::msr_permissions::MsrPermissions;
 use crate::negotiate::{Feature, Features, Grant, Wanted, negotiate};
 use crate::routing::{Addressing, Survey};
-use crate::shared::Shared;
+use crate::shared::{Revision, Shared};
 use crate::vmcb::{Field, Fields, InterruptControl, Vmcb};
 use crate::window::Window;
 
@@ -37,8 +37,8 @@ pub struct Vcpu<'s> {
     pub(crate) external_interrupt_window: bool,
     /// What the logical table was last told of this vCPU.
     pub(crate) addressing: Addressing,
-    /// At how many changes the pages were last looked at, and what they said.
-    pub(crate) seen: u32,
+    /// At which revision the pages were last looked at, and what they said.
+    pub(crate) seen: Revision,
     pub(crate) survey: Survey,
     /// The other vCPUs have to be kicked before this one enters.
     pub(crate) peers_due: bool,
@@ -81,8 +81,8 @@ impl<'s> Vcpu<'s> {
             resources: None,
             svr_writes: SvrWrites::Exit,
             external_interrupt_window: false,
-            addressing: Addressing::None,
-            seen: 0,
+            addressing: Addressing::NONE,
+            seen: Revision::NONE,
             survey: Survey::NOBODY,
             peers_due: false,
             objects: false,
@@ -130,7 +130,10 @@ impl<'s> Vcpu<'s> {
     /// interrupt that is not the APIC's (ExtINT). AVIC has no such window, so the vCPU is emulated
     /// for as long.
     pub const fn set_external_interrupt_window(&mut self, wanted: bool) {
-        self.external_interrupt_window = wanted;
+        if self.external_interrupt_window != wanted {
+            self.external_interrupt_window = wanted;
+            self.seen = self.seen.unsettled();
+        }
     }
 
     /// Negotiates `wanted` and prepares the VMCB, whose other fields are set already. Says what was
@@ -152,6 +155,7 @@ impl<'s> Vcpu<'s> {
     ) -> Grant {
         let grant = negotiate(wanted, capabilities, &resources.host);
         self.withdraw_objection();
+        self.seen = self.seen.unsettled();
         self.features = grant.features();
         self.trust = resources.host.trust;
         self.resources = Some(resources);

@@ -1,6 +1,6 @@
 //! The handshakes of the AVIC driver with posters, hardware and IOMMU under loom: reduced copies, since the page's and
 //! the tables' atomics are not loom's. The steps and their orderings are those of `backing.rs` (post, announce),
-//! `entry.rs` (assign, depart, survey), `run_state.rs` (block), `route.rs` (steer) and `logical_table.rs` in `avic`, in the
+//! `run_state.rs` (assign, depart, block), `settle.rs` (survey), `route.rs` (steer) and `logical_table.rs` in `avic`, in the
 //! same order; change both together.
 //!
 //! Each handshake is run as it is, and once with each fence or look left out that it stands on: then loom finds the

@@ -7,6 +7,7 @@ mod inhibits;
 mod iommu;
 mod lifecycle;
 mod races;
+mod settled;
 
 use std::boxed::Box;
 use std::vec::Vec;
