@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{Context, exhaustive, oracle};
 use crate::cli::{Machine, TestArgs};
-use crate::report::Counts;
+use crate::report::{Counts, Skip};
 
 /// One stage: a name and what to do.
 pub(crate) struct Stage {
@@ -25,7 +25,7 @@ pub(crate) struct Stage {
 pub(crate) struct Outcome {
     pub(crate) counts: Counts,
     /// What was skipped, and why.
-    pub(crate) skips: Vec<String>,
+    pub(crate) skips: Vec<Skip>,
     /// What failed: enough to act on.
     pub(crate) failures: Vec<String>,
 }
@@ -35,7 +35,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Done {
     pub(crate) name: String,
     pub(crate) counts: Counts,
-    pub(crate) skips: Vec<String>,
+    pub(crate) skips: Vec<Skip>,
     pub(crate) failures: Vec<String>,
     pub(crate) seconds: f64,
 }
@@ -152,7 +152,7 @@ fn codegen(context: &Context) -> Result<Outcome> {
     }
     let findings = super::codegen::look(context)?;
     let mut outcome = Outcome { failures: findings.failures(), ..Outcome::default() };
-    outcome.skips = findings.skips();
+    outcome.skips = findings.skips().into_iter().map(Skip::because).collect();
     outcome.counts.failed = outcome.failures.len();
     outcome.counts.skipped = outcome.skips.len();
     outcome.counts.passed = findings.checks() - outcome.counts.failed - outcome.counts.skipped;
@@ -223,7 +223,7 @@ impl Outcome {
     /// One check that could not be made.
     pub(crate) fn skipped(why: String) -> Self {
         let counts = Counts { skipped: 1, ..Counts::default() };
-        Self { counts, skips: vec![why], ..Self::default() }
+        Self { counts, skips: vec![Skip::because(why)], ..Self::default() }
     }
 }
 

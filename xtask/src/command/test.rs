@@ -8,7 +8,7 @@ use serde_json::json;
 use super::stage::{Done, STAGES, Stage};
 use super::{Context, Verdict};
 use crate::cli::TestArgs;
-use crate::report::{Counts, print_stages};
+use crate::report::{Counts, print_skips, print_stages};
 
 pub(crate) fn run(context: &Context, arguments: &TestArgs) -> Result<Verdict> {
     if arguments.list {
@@ -39,11 +39,9 @@ fn summary(context: &Context, stages: &[Done]) -> Result<Verdict> {
     context.print(&json!({ "stages": stages, "counts": counts }), |out| {
         print_stages(out, stages)?;
         for stage in stages {
-            for skip in &stage.skips {
-                writeln!(out, "skipped {}: {skip}", stage.name)?;
-            }
+            print_skips(out, &stage.name, &stage.skips)?;
         }
-        // Whole, and beside the closing line: the skips are many.
+        // Whole, and beside the closing line.
         for stage in stages {
             for failure in &stage.failures {
                 writeln!(out, "FAILED {}: {failure}", stage.name)?;

@@ -1,6 +1,7 @@
 //! What the image reported: its records parsed, collected and shown.
 
 mod parse;
+mod skip;
 mod table;
 mod upcall;
 
@@ -10,6 +11,7 @@ pub(crate) use parse::{
     Begin, Bug, Case, Deviation, Exits, Mismatch, Oracle, Outcome, Parsed, Record, Upcall,
     parse_line,
 };
+pub(crate) use skip::{Skip, print_skips};
 pub(crate) use table::{print_report, print_stages, print_upcalls};
 pub(crate) use upcall::{Told, Verdict, judge};
 

@@ -9,6 +9,7 @@ use super::{Outcome, libtest};
 use crate::command::Context;
 use crate::hil_build;
 use crate::process::{Finished, run_logged};
+use crate::report::Skip;
 
 /// The bare-metal image: it has no standard library, so plain cargo commands leave it out.
 const IMAGE: &str = "vlapic-hil";
@@ -47,8 +48,11 @@ pub(super) fn doc(context: &Context) -> Result<Outcome> {
 pub(super) fn tests(context: &Context) -> Result<Outcome> {
     let done = run(context, "tests", &mut context.workspace.cargo(&["test", "--no-fail-fast"]))?;
     let found = libtest::read(&done.text);
-    let mut outcome =
-        Outcome { counts: found.counts, skips: found.ignored, failures: found.failed };
+    let mut outcome = Outcome {
+        counts: found.counts,
+        skips: found.ignored.into_iter().map(Skip::because).collect(),
+        failures: found.failed,
+    };
     if !done.success {
         outcome.failures.push(complaint(context, "tests", &done));
         // A test binary that does not build or dies has no count of its own.

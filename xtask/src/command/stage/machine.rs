@@ -6,7 +6,7 @@ use super::Outcome;
 use crate::cli::{LimitArgs, Machine, Selection};
 use crate::command::{Context, hil};
 use crate::emulator::Emulator;
-use crate::report::{self, Report, print_report};
+use crate::report::{self, Report, Skip, print_report};
 
 pub(super) fn run(context: &Context, machine: Machine, limits: LimitArgs) -> Result<Outcome> {
     // Looked for before anything is built: that there is no such machine here is a skip, not a failure.
@@ -30,15 +30,18 @@ pub(super) fn metal() -> Outcome {
 }
 
 fn outcome(report: &Report) -> Outcome {
-    let named = |wanted: report::Outcome| {
-        let name = |case: &report::Case| {
-            format!("{} ({} {}): {}", case.case, case.level, case.mode, case.note)
-        };
-        report.cases.iter().filter(move |case| case.result == wanted).map(name)
-    };
-    let mut failures: Vec<String> = named(report::Outcome::Fail).collect();
+    let with = |wanted| report.cases.iter().filter(move |case| case.result == wanted);
+    let setting = |case: &report::Case| format!("{} {}", case.level, case.mode);
+    let failure = |case: &report::Case| format!("{} ({}): {}", case.case, setting(case), case.note);
+    let mut failures: Vec<String> = with(report::Outcome::Fail).map(failure).collect();
     failures.extend(report.faults.iter().cloned());
-    Outcome { counts: report.counts(), skips: named(report::Outcome::Skip).collect(), failures }
+    let skip = |case: &report::Case| Skip {
+        name: Some(case.case.clone()),
+        setting: Some(setting(case)),
+        why: case.note.clone(),
+    };
+    let skips = with(report::Outcome::Skip).map(skip).collect();
+    Outcome { counts: report.counts(), skips, failures }
 }
 
 #[cfg(test)]
@@ -55,7 +58,9 @@ mod tests {
         report.take_line("HIL-CASE case=b level=vid mode=xapic result=fail note=late");
         report.finish(&End::Exit(1));
         let outcome = outcome(&report);
-        assert_eq!(outcome.skips, ["a (vid xapic): no VT-x"]);
+        let [skip] = &outcome.skips[..] else { panic!("one skip") };
+        assert_eq!((skip.name.as_deref(), skip.setting.as_deref()), (Some("a"), Some("vid xapic")));
+        assert_eq!(skip.why, "no VT-x");
         assert_eq!(outcome.failures, ["b (vid xapic): late"]);
         assert_eq!((outcome.counts.failed, outcome.counts.skipped), (1, 1));
     }
