@@ -153,7 +153,7 @@ impl<'s> Vcpu<'s> {
             // One that injection has left would keep the processor from delivering.
             self.set_interrupt_window(vmcs, false)?;
         }
-        self.programmed = Some(active);
+        self.controls_programmed(active);
         Ok(grant)
     }
 
@@ -176,8 +176,15 @@ impl<'s> Vcpu<'s> {
         if active.contains(Feature::VirtualInterruptDelivery) {
             self.set_interrupt_window(vmcs, false)?;
         }
-        self.programmed = Some(active);
+        self.controls_programmed(active);
         Ok(())
+    }
+
+    fn controls_programmed(&mut self, active: Features) {
+        self.programmed = Some(active);
+        let shadow = active.contains(Feature::TprShadow);
+        let delivery = active.contains(Feature::VirtualInterruptDelivery);
+        self.apic.set_unseen_tpr(shadow && !delivery);
     }
 
     /// Puts the vCPU to sleep on the wakeup list of the CPU `input.cpu`; the caller has put it on

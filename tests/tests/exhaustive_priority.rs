@@ -12,6 +12,7 @@ fn clear(plain: &Plain) {
     let page = plain.slot.page();
     page.irr().clear();
     page.isr().clear();
+    plain.apic.update_ppr();
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Named scenarios of something kept beside the page that says what the page says, and was wrong when the page had
 //! changed: highest in service, how many in service, whether anything is requested, PPR, IDs. Here each is read.
 
+use vlapic_core::state::STATE_LENGTH;
 use vlapic_core::{
     Address, Delivery, Destination, Effect, Message, Mode, Outcome, Profile, RefusedUpcall,
     Register, Trigger, Vector,
@@ -39,7 +40,23 @@ fn isr_stack_import() {
 /// PPR is that of the vectors in service from the first look on, not from the second.
 #[test]
 fn in_service_count_after_import() {
-    let mut plain = filled(&[0x85], &[]);
+    let mut state = [0; STATE_LENGTH];
+    filled(&[0x85], &[]).apic.export_state(0, &mut state);
+    for in_service_before in [&[][..], &[0x42], &[0xc1]] {
+        let mut plain = filled(in_service_before, &[]);
+        let _ = plain.apic.import_state(0, &state).expect("a state of ours");
+        assert_eq!(plain.read(Register::Ppr), 0x80);
+        plain.set(Register::Eoi, 0);
+        assert_eq!(plain.read(Register::Ppr), 0);
+    }
+}
+
+/// The same where somebody, the guest or whoever maps its page, stores to ISR unseen.
+#[test]
+fn in_service_count_after_an_unseen_store() {
+    let mut plain = Plain::enabled(Profile::intel());
+    plain.apic.set_unseen_writes(true);
+    plain.slot.page().isr().insert(vector(0x85));
     assert_eq!(plain.read(Register::Ppr), 0x80);
     plain.slot.page().isr().remove(vector(0x85));
     assert_eq!(plain.read(Register::Ppr), 0);

@@ -73,6 +73,18 @@ impl ApicBase {
         }
     }
 
+    /// Whether the mode is [`Mode::XApic`].
+    #[inline]
+    pub(crate) const fn in_xapic_mode(self) -> bool {
+        self.0 & (Self::EN | Self::EXTD) == Self::EN
+    }
+
+    /// Whether the mode is [`Mode::X2Apic`].
+    #[inline]
+    pub(crate) const fn in_x2apic_mode(self) -> bool {
+        self.0 & (Self::EN | Self::EXTD) == Self::EN | Self::EXTD
+    }
+
     /// Bit 8: the bootstrap processor.
     #[inline]
     #[must_use]

@@ -28,6 +28,7 @@ mod directory;
 mod display;
 mod effect;
 mod emulated;
+mod eoi;
 mod esr;
 mod fault;
 mod feature;
@@ -46,6 +47,8 @@ mod plain;
 mod priority;
 mod profile;
 mod register;
+#[cfg(test)]
+mod shortcuts;
 mod slot;
 pub mod state;
 mod svr;

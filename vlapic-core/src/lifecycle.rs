@@ -81,7 +81,7 @@ impl<I: Inbox> LocalApic<'_, I> {
                 let cr8 = self.read_cr8();
                 self.clear();
                 self.slot.page().write(Register::Tpr, (cr8 as u32) << 4);
-                self.store_ppr();
+                self.update_ppr();
                 self.slot.set_base(to);
                 self.slot.write_id();
             }

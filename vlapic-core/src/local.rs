@@ -1,14 +1,14 @@
 //! The owner's handle: what only the CPU that runs the vCPU may do.
 
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
+use core::sync::atomic::{AtomicU8, Ordering, fence};
 
 use crate::backend::Next;
 use crate::base::ApicBase;
-use crate::effect::Effect;
 use crate::inbox::Inbox;
 use crate::latches::{Event, Pin};
 use crate::lvt::{Lvt, LvtDelivery};
-use crate::priority::processor_priority;
+use crate::plain::Plain;
+use crate::priority::settled_priority;
 use crate::profile::Profile;
 use crate::register::{LvtEntry, Register};
 use crate::slot::{Outcome, Slot};
@@ -38,6 +38,10 @@ pub struct LocalApic<'s, I> {
     pending: Option<&'s AtomicU8>,
     /// The guest may store to its page with nobody told.
     unseen_writes: bool,
+    /// The processor may change TPR and leave PPR.
+    unseen_tpr: bool,
+    /// The registers that are read by a load from the page.
+    pub(crate) plain: Plain,
 }
 
 /// What [`LocalApic::prepare`] found.
@@ -77,7 +81,14 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     /// `bootstrap` makes the vCPU the BSP; others wait for INIT and SIPI.
     #[must_use]
     pub fn new(slot: &'s Slot<'s, I>, bootstrap: bool) -> Self {
-        let mut apic = Self { slot, timer: Timer::default(), pending: None, unseen_writes: false };
+        let mut apic = Self {
+            slot,
+            timer: Timer::default(),
+            pending: None,
+            unseen_writes: false,
+            unseen_tpr: false,
+            plain: Plain::new(true),
+        };
         if slot.latches.adopt(!bootstrap) {
             slot.set_base(ApicBase::reset(bootstrap));
             apic.list();
@@ -178,13 +189,10 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
         if !self.slot.delivers() {
             return None;
         }
-        if self.has_interrupt_enables() {
-            let vector = self.highest_request()?;
-            return (vector.class() > self.processor_priority() & 0xF0).then_some(vector);
-        }
+        let vector = self.highest_request()?;
         let page = self.slot.page();
-        let vector = page.irr().highest_above_classes_of(page.isr())?;
-        (vector.class() > page.read(Register::Tpr) as u8 & 0xF0).then_some(vector)
+        let priority = settled_priority(page.read(Register::Tpr) as u8, page.isr());
+        (vector.class() > priority & 0xF0).then_some(vector)
     }
 
     /// AMD's IER counts.
@@ -215,7 +223,10 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
             return false;
         }
         page.isr().insert_owned(vector);
-        self.store_ppr();
+        // PPR takes a higher class and keeps what is as high.
+        if vector.class() > page.read(Register::Ppr) as u8 & 0xF0 {
+            page.write(Register::Ppr, u32::from(vector.class()));
+        }
         true
     }
 
@@ -226,58 +237,6 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
         match self.nominate() {
             Some(vector) if self.commit(vector) => vector.get(),
             _ => self.slot.page().svr().spurious_vector(),
-        }
-    }
-
-    /// An EOI: the highest vector leaves ISR and PPR follows. A level-triggered one is broadcast,
-    /// unless SVR bit 12 suppresses it. Without a vector in service nothing happens (SDM Vol. 3A
-    /// 10.8.5).
-    #[inline]
-    pub fn end_of_interrupt(&mut self) -> Effect {
-        let page = self.slot.page();
-        let Some((vector, next)) = page.isr().take_highest_owned() else {
-            return Effect::None;
-        };
-        let tpr = page.read(Register::Tpr) as u8;
-        page.write(Register::Ppr, u32::from(processor_priority(tpr, next)));
-        self.after_virtual_eoi(vector)
-    }
-
-    pub(crate) fn end_of(&mut self, vector: Vector) -> Effect {
-        self.slot.page().isr().remove_owned(vector);
-        self.store_ppr();
-        self.after_virtual_eoi(vector)
-    }
-
-    /// What is left of an EOI when hardware has already taken `vector` out of ISR (exit 45).
-    #[inline]
-    pub fn after_virtual_eoi(&mut self, vector: Vector) -> Effect {
-        // Not asked of TMR: an edge of the same vector, accepted since, has cleared its bit.
-        if self.slot.latches.any_remote_irr() {
-            self.release_pins(vector);
-        }
-        if !self.slot.page().tmr().contains(vector) {
-            return Effect::None;
-        }
-        self.end_of_level(vector)
-    }
-
-    /// The pins that waited for the EOI of `vector` may interrupt again.
-    #[cold]
-    fn release_pins(&self, vector: Vector) {
-        for (pin, entry) in PINS {
-            if self.slot.latches.remote_irr(pin) && self.slot.lvt(entry).vector() == vector.get() {
-                self.clear_remote_irr(pin, entry);
-            }
-        }
-    }
-
-    fn end_of_level(&self, vector: Vector) -> Effect {
-        let page = self.slot.page();
-        if self.slot.profile().eoi_suppression() && page.svr().eoi_broadcast_suppressed() {
-            Effect::None
-        } else {
-            Effect::EndOfInterrupt(vector)
         }
     }
 
@@ -312,28 +271,31 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
 
     /// Says whether the guest may store to the registers of its page with nobody told; the backends say
     /// it with [`SvrWrites`](crate::SvrWrites). The VM's [`Directory`](crate::Directory) then does not
-    /// count on what it knows of this APIC.
+    /// count on what it knows of this APIC, and PPR is worked out whenever it is read.
     pub fn set_unseen_writes(&mut self, unseen: bool) {
         self.unseen_writes = unseen;
         self.list();
+        self.trust_ppr();
+    }
+
+    /// Says whether the processor changes TPR in the page and leaves PPR, as a TPR shadow without
+    /// virtual-interrupt delivery does (SDM Vol. 3C 29.1.2, 29.1.3); the backends say it. PPR is then
+    /// worked out whenever it is read.
+    pub fn set_unseen_tpr(&mut self, unseen: bool) {
+        self.unseen_tpr = unseen;
+        self.trust_ppr();
+    }
+
+    /// PPR's word is read as it stands if whoever changes TPR or ISR changes it too.
+    fn trust_ppr(&mut self) {
+        self.update_ppr();
+        self.plain = Plain::new(!self.unseen_writes && !self.unseen_tpr);
     }
 
     /// Has the VM's directory follow the page.
     #[inline]
     pub(crate) fn list(&self) {
         self.slot.list(self.unseen_writes);
-    }
-
-    /// PPR: [`Slot::processor_priority`].
-    #[inline]
-    #[must_use]
-    pub fn processor_priority(&self) -> u8 {
-        self.slot.processor_priority()
-    }
-
-    #[inline]
-    pub(crate) fn store_ppr(&self) {
-        self.slot.page().write(Register::Ppr, u32::from(self.processor_priority()));
     }
 
     /// Lets time pass and delivers the timer's interrupt if it fired.
@@ -402,19 +364,8 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
         let receipt = self.slot.request(self.slot.lvt(entry).vector(), Trigger::Level);
         if receipt.outcome == Outcome::Accepted {
             latches.set_remote_irr(pin, true);
-            self.lvt_word(entry).fetch_or(Lvt::REMOTE_IRR, Ordering::Relaxed);
+            self.slot.lvt_word(entry).fetch_or(Lvt::REMOTE_IRR, Ordering::Relaxed);
         }
-    }
-
-    /// The latch is what counts; the page's bit is for reads that do not exit, and a guest's
-    /// store to the entry overwrites it.
-    pub(crate) fn clear_remote_irr(&self, pin: Pin, entry: LvtEntry) {
-        self.slot.latches.set_remote_irr(pin, false);
-        self.lvt_word(entry).fetch_and(!Lvt::REMOTE_IRR, Ordering::Relaxed);
-    }
-
-    fn lvt_word(&self, entry: LvtEntry) -> &AtomicU32 {
-        self.slot.page().word(Register::Lvt(entry).offset())
     }
 }
 

@@ -7,7 +7,6 @@ use crate::esr::Errors;
 use crate::icr::Icr;
 use crate::inbox::Inbox;
 use crate::local::LocalApic;
-use crate::plain;
 use crate::profile::Vendor;
 use crate::register::Register;
 
@@ -70,21 +69,19 @@ impl<I: Inbox> LocalApic<'_, I> {
     /// no window and all bits read as one (SDM Vol. 3A 10.4.1, 10.12.2).
     #[inline]
     pub fn read_mmio(&mut self, offset: u16, width: Width, now: u64) -> u64 {
-        let index = u32::from(offset >> 4);
-        let usual = width == Width::Dword && offset & 0xF == 0 && self.slot.mode() == Mode::XApic;
-        if usual && !self.timer.due(now) {
-            if plain::in_memory(index) {
-                return u64::from(plain::read(self.slot.page(), index));
-            }
-            if index & 0xFF == plain::PPR {
-                return u64::from(self.slot.processor_priority());
-            }
+        if width != Width::Dword
+            || !self.slot.base().in_xapic_mode()
+            || self.timer.due(now)
+            || !self.plain.in_memory(offset)
+        {
+            return self.read_mmio_unusual(offset, width, now);
         }
-        self.read_mmio_unusual(offset, width, now)
+        u64::from(self.slot.page().load(offset))
     }
 
+    #[cold]
     #[inline(never)]
-    fn read_mmio_unusual(&mut self, offset: u16, width: Width, now: u64) -> u64 {
+    pub(crate) fn read_mmio_unusual(&mut self, offset: u16, width: Width, now: u64) -> u64 {
         if self.slot.mode() != Mode::XApic {
             return width.mask();
         }
@@ -107,39 +104,40 @@ impl<I: Inbox> LocalApic<'_, I> {
     /// window and the write goes nowhere.
     #[inline(always)]
     pub fn write_mmio(&mut self, offset: u16, width: Width, value: u64, now: u64) -> Effect {
-        if self.slot.mode() != Mode::XApic || width != Width::Dword || offset & 0xF != 0 {
-            return Effect::None;
-        }
+        let usual = width == Width::Dword && offset & 0xF == 0 && self.slot.base().in_xapic_mode();
         // The registers of the interrupt path, which every profile has and lets a guest write.
-        match offset & 0xFF0 {
-            0x080 => {
-                self.pass_time(now);
-                self.store_guest(Register::Tpr, value as u32);
-                self.after_tpr()
+        if usual && !self.timer.due(now) {
+            match offset & 0xFF0 {
+                0x080 => return self.write_tpr(value as u32),
+                0x0B0 => return self.after_eoi(),
+                0x300 => {
+                    let low = value as u32 & stored_bits(Register::IcrLow, self.slot.profile());
+                    self.store_guest(Register::IcrLow, low);
+                    let high = self.slot.page().read(Register::IcrHigh);
+                    return self.send(Icr::from_halves(low, high), Mode::XApic);
+                }
+                0x310 => {
+                    let high = value as u32 & stored_bits(Register::IcrHigh, self.slot.profile());
+                    self.store_guest(Register::IcrHigh, high);
+                    return Effect::None;
+                }
+                _ => {}
             }
-            0x0B0 => {
-                self.pass_time(now);
-                self.after_eoi()
-            }
-            0x300 => {
-                self.pass_time(now);
-                let low = value as u32 & stored_bits(Register::IcrLow, self.slot.profile());
-                self.store_guest(Register::IcrLow, low);
-                let high = self.slot.page().read(Register::IcrHigh);
-                self.send(Icr::from_halves(low, high), Mode::XApic)
-            }
-            0x310 => {
-                self.pass_time(now);
-                let high = value as u32 & stored_bits(Register::IcrHigh, self.slot.profile());
-                self.store_guest(Register::IcrHigh, high);
-                Effect::None
-            }
-            _ => self.write_mmio_unusual(offset, value, now).in_registers(),
         }
+        self.write_mmio_unusual(offset, width, value, now).in_registers()
     }
 
     #[inline(never)]
-    fn write_mmio_unusual(&mut self, offset: u16, value: u64, now: u64) -> Effect {
+    pub(crate) fn write_mmio_unusual(
+        &mut self,
+        offset: u16,
+        width: Width,
+        value: u64,
+        now: u64,
+    ) -> Effect {
+        if self.slot.mode() != Mode::XApic || width != Width::Dword || offset & 0xF != 0 {
+            return Effect::None;
+        }
         let Some(register) = Register::at(offset & 0xFF0) else {
             return self.illegal_register();
         };

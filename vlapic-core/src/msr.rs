@@ -1,13 +1,11 @@
 //! Accesses to the APIC's model-specific registers.
 
-use crate::access::{Access, reserved_in_x2apic, stored_bits};
+use crate::access::{Access, reserved_in_x2apic};
 use crate::base::{IA32_APIC_BASE, Mode};
 use crate::effect::Effect;
 use crate::fault::Fault;
-use crate::icr::Icr;
 use crate::inbox::Inbox;
 use crate::local::LocalApic;
-use crate::plain;
 use crate::register::Register;
 use crate::timer::IA32_TSC_DEADLINE;
 
@@ -27,19 +25,15 @@ impl<I: Inbox> LocalApic<'_, I> {
     #[inline]
     pub fn read_msr(&mut self, msr: u32, now: u64) -> Result<u64, Fault> {
         let index = msr.wrapping_sub(0x800);
-        if self.slot.mode() == Mode::X2Apic && !self.timer.due(now) {
-            if plain::in_msrs(index) {
-                return Ok(u64::from(plain::read(self.slot.page(), index)));
-            }
-            if index == plain::PPR {
-                return Ok(u64::from(self.slot.processor_priority()));
-            }
+        if !self.slot.base().in_x2apic_mode() || self.timer.due(now) || !self.plain.in_msrs(index) {
+            return self.read_msr_unusual(msr, now);
         }
-        self.read_msr_unusual(msr, now)
+        Ok(u64::from(self.slot.page().load((index << 4) as u16)))
     }
 
+    #[cold]
     #[inline(never)]
-    fn read_msr_unusual(&mut self, msr: u32, now: u64) -> Result<u64, Fault> {
+    pub(crate) fn read_msr_unusual(&mut self, msr: u32, now: u64) -> Result<u64, Fault> {
         match msr {
             IA32_APIC_BASE => Ok(self.slot.base().bits()),
             IA32_TSC_DEADLINE if self.slot.profile().tsc_deadline() => {
@@ -65,45 +59,25 @@ impl<I: Inbox> LocalApic<'_, I> {
     #[inline(always)]
     pub fn write_msr(&mut self, msr: u32, value: u64, now: u64) -> Result<Effect, Fault> {
         // The registers of the interrupt path, which every profile has and lets a guest write.
-        match msr {
-            0x808 => {
-                self.check_usual(Register::Tpr, value, now)?;
-                self.store_guest(Register::Tpr, value as u32);
-                Ok(self.after_tpr())
+        if self.slot.base().in_x2apic_mode() && !self.timer.due(now) {
+            match msr {
+                0x808 if value <= 0xFF => return Ok(self.write_tpr(value as u32)),
+                0x80B if value == 0 => return Ok(self.after_eoi()),
+                0x830 if self.legal(Register::IcrLow, value) => return Ok(self.write_icr(value)),
+                0x83F if value <= 0xFF => return Ok(self.write_self_ipi(value as u32)),
+                _ => {}
             }
-            0x80B => {
-                self.check_usual(Register::Eoi, value, now)?;
-                Ok(self.after_eoi())
-            }
-            0x830 => {
-                self.check_usual(Register::IcrLow, value, now)?;
-                let low = value as u32 & stored_bits(Register::IcrLow, self.slot.profile());
-                let icr = Icr::from_halves(low, (value >> 32) as u32);
-                self.slot.store_icr(icr, Mode::X2Apic);
-                Ok(self.send(icr, Mode::X2Apic))
-            }
-            0x83F => {
-                self.check_usual(Register::SelfIpi, value, now)?;
-                self.store_guest(Register::SelfIpi, value as u32);
-                Ok(self.after_self_ipi())
-            }
-            _ => self.write_msr_unusual(msr, value, now).map(Effect::in_registers),
         }
-    }
-
-    /// Whether a guest may write `value` to `register`, which every profile has; if so, time passes.
-    #[inline(always)]
-    fn check_usual(&mut self, register: Register, value: u64, now: u64) -> Result<(), Fault> {
-        let legal = value & reserved_in_x2apic(register, self.slot.profile()) == 0;
-        if !legal || self.slot.mode() != Mode::X2Apic {
-            return Err(Fault::GeneralProtection);
-        }
-        self.pass_time(now);
-        Ok(())
+        self.write_msr_unusual(msr, value, now).map(Effect::in_registers)
     }
 
     #[inline(never)]
-    fn write_msr_unusual(&mut self, msr: u32, value: u64, now: u64) -> Result<Effect, Fault> {
+    pub(crate) fn write_msr_unusual(
+        &mut self,
+        msr: u32,
+        value: u64,
+        now: u64,
+    ) -> Result<Effect, Fault> {
         match msr {
             IA32_APIC_BASE => {
                 self.pass_time(now);
@@ -114,14 +88,23 @@ impl<I: Inbox> LocalApic<'_, I> {
             }
             _ => {
                 let register = self.x2apic_register(msr, Access::writable)?;
-                if value & reserved_in_x2apic(register, self.slot.profile()) != 0 {
+                if !self.legal(register, value) {
                     return Err(Fault::GeneralProtection);
                 }
                 self.pass_time(now);
+                if register == Register::IcrLow {
+                    return Ok(self.write_icr(value));
+                }
                 self.store_guest(register, value as u32);
                 Ok(self.after_write(register, now))
             }
         }
+    }
+
+    /// Whether `value` leaves the reserved bits of `register` zero.
+    #[inline]
+    fn legal(&self, register: Register, value: u64) -> bool {
+        value & reserved_in_x2apic(register, self.slot.profile()) == 0
     }
 
     /// A guest's MOV from CR8: TPR bits 7:4 (SDM Vol. 3A 10.8.6).

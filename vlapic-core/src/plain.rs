@@ -1,75 +1,49 @@
 //! The registers whose value is what the page holds, in every profile: the way to read most of them.
 
-use crate::page::ApicPage;
-
-/// Whether a read of the register in 16-byte slot `index` of the window (bits above 7 ignored) is a
-/// load from the page.
-#[inline]
-pub(crate) const fn in_memory(index: u32) -> bool {
-    index & 0xC0 == 0 && IN_MEMORY >> (index & 0x3F) & 1 != 0
+/// Which registers those are, one bit for each of the 16-byte slots 0 to 3F.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plain {
+    in_memory: u64,
+    in_msrs: u64,
 }
 
-/// The same of the MSR 800 + `index` in x2APIC mode.
-#[inline]
-pub(crate) const fn in_msrs(index: u32) -> bool {
-    index < 0x40 && IN_MSRS >> index & 1 != 0
+impl Plain {
+    /// `ppr` says whether PPR is one of them: whether all that changes TPR or ISR changes it too.
+    pub(crate) const fn new(ppr: bool) -> Self {
+        let in_msrs = if ppr { ALWAYS | PPR } else { ALWAYS };
+        Self { in_memory: in_msrs | NOT_IN_MSRS, in_msrs }
+    }
+
+    /// Whether a read of the register at `offset` in the window, a dword's, is a load from the page.
+    #[inline]
+    pub(crate) const fn in_memory(&self, offset: u16) -> bool {
+        // The whole offset of a slot below 40.
+        offset & 0xFC0F == 0 && self.in_memory >> (offset >> 4 & 0x3F) & 1 != 0
+    }
+
+    /// Whether a read of MSR 800 + `index` in x2APIC mode is a load from the page.
+    #[inline]
+    pub(crate) const fn in_msrs(&self, index: u32) -> bool {
+        index < 0x40 && self.in_msrs >> index & 1 != 0
+    }
 }
 
-/// The register of slot `index`. Vectors below 16 are never in ISR, TMR and IRR, whatever somebody
-/// has scribbled there.
-#[inline]
-pub(crate) fn read(page: &ApicPage, index: u32) -> u32 {
-    let illegal = (FIRST_BANKS >> (index & 0x3F) & 1) as u32 * 0xFFFF;
-    page.load((index << 4) as u16) & !illegal
-}
-
-/// The slot of PPR, which follows from TPR and ISR.
-pub(crate) const PPR: u32 = 0x0A;
-
-/// Slots 0 to 3F, one bit each: ID, version, TPR, LDR, SVR, the banks of ISR, TMR and IRR, ESR,
-/// initial count, divide configuration.
-const IN_MSRS: u64 = 1 << 0x02
+/// ID, version, TPR, LDR, SVR, the banks of ISR, TMR and IRR, ESR, initial count, divide configuration.
+/// Not the banks of vectors 0 to 31: those below 16 are never in ISR, TMR and IRR, whatever somebody has
+/// scribbled there.
+const ALWAYS: u64 = 1 << 0x02
     | 1 << 0x03
     | 1 << 0x08
     | 1 << 0x0D
     | 1 << 0x0F
-    | 0xFF << 0x10
-    | 0xFF << 0x18
-    | 0xFF << 0x20
+    | 0xFE << 0x10
+    | 0xFE << 0x18
+    | 0xFE << 0x20
     | 1 << 0x28
     | 1 << 0x38
     | 1 << 0x3E;
 
-/// And DFR and both halves of ICR, where ICR is not one register.
-const IN_MEMORY: u64 = IN_MSRS | 1 << 0x0E | 1 << 0x30 | 1 << 0x31;
+const PPR: u64 = 1 << 0x0A;
 
-/// The slots of vectors 0 to 31.
-const FIRST_BANKS: u64 = 1 << 0x10 | 1 << 0x18 | 1 << 0x20;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Access, ApicPage, DirectInbox, LocalApic, Mode, Profile, Register, Slot};
-
-    #[test]
-    fn plain_registers_read_as_by_the_table_of_accesses() {
-        for profile in [Profile::intel(), Profile::amd()] {
-            let page = ApicPage::new();
-            let slot = Slot::new(&page, 5, profile, DirectInbox);
-            let mut apic = LocalApic::new(&slot, true);
-            for (index, word) in page.words().iter().enumerate() {
-                word.store(0x8123_4567 ^ index as u32, core::sync::atomic::Ordering::Relaxed);
-            }
-            for index in 0..0x100 {
-                let modes = [(Mode::XApic, in_memory(index)), (Mode::X2Apic, in_msrs(index))];
-                for (mode, plain) in modes {
-                    if plain {
-                        let register = Register::at((index << 4) as u16).unwrap();
-                        assert!(Access::of(register, mode, &profile).readable(), "{register:?}");
-                        assert_eq!(read(&page, index), apic.read_register(register, 0));
-                    }
-                }
-            }
-        }
-    }
-}
+/// DFR and both halves of ICR, which in x2APIC mode do not exist or are one register.
+const NOT_IN_MSRS: u64 = 1 << 0x0E | 1 << 0x30 | 1 << 0x31;

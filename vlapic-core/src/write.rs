@@ -67,14 +67,22 @@ impl<I: Inbox> LocalApic<'_, I> {
         self.restore(Register::Id, self.slot.x2apic_id() << 24)
     }
 
-    #[inline(always)]
-    pub(crate) fn after_tpr(&mut self) -> Effect {
+    /// The guest's store of `value` to TPR, and what follows it.
+    #[inline]
+    pub(crate) fn write_tpr(&mut self, value: u32) -> Effect {
+        let tpr = value as u8;
+        self.slot.page().write(Register::Tpr, u32::from(tpr));
+        self.update_ppr_for(tpr);
+        Effect::None
+    }
+
+    fn after_tpr(&mut self) -> Effect {
         let effect = self.keep_stored_bits(Register::Tpr);
-        self.store_ppr();
+        self.update_ppr();
         effect
     }
 
-    #[inline(always)]
+    #[inline]
     pub(crate) fn after_eoi(&mut self) -> Effect {
         self.slot.page().write(Register::Eoi, 0);
         self.end_of_interrupt()
@@ -127,6 +135,23 @@ impl<I: Inbox> LocalApic<'_, I> {
     fn after_esr(&mut self) -> Effect {
         let pending = self.slot.pending_errors.swap(0, Ordering::AcqRel);
         self.restore(Register::Esr, pending & 0xFF)
+    }
+
+    /// The guest's store of `value`, whose reserved bits are zero, to ICR where it is one register, and
+    /// what follows it.
+    #[inline(always)]
+    pub(crate) fn write_icr(&mut self, value: u64) -> Effect {
+        let low = value as u32 & stored_bits(Register::IcrLow, self.slot.profile());
+        let icr = Icr::from_halves(low, (value >> 32) as u32);
+        self.slot.store_icr(icr, Mode::X2Apic);
+        self.send(icr, Mode::X2Apic)
+    }
+
+    /// The guest's store of `value` to SELF IPI, and what follows it.
+    #[inline(always)]
+    pub(crate) fn write_self_ipi(&mut self, value: u32) -> Effect {
+        self.store_guest(Register::SelfIpi, value);
+        self.after_self_ipi()
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use vlapic_core::{
     Address, ApicPage, Delivery, Destination, Directory, EntryInput, IA32_APIC_BASE, Next, Profile,
-    Register, SvrWrites, Trigger, Vm,
+    Register, SvrWrites, Trigger, Vm, Width,
 };
 use vlapic_hal::PhysAddr;
 use vlapic_hal::fake::MemoryVmcs;
@@ -224,6 +224,58 @@ fn a_vcpu_that_waits_for_its_sipi_is_not_entered() {
 }
 
 /// A VM's directory does not count on what it knows of an APIC whose registers may change unseen.
+/// With a TPR shadow and no more the processor changes TPR alone; where it delivers it keeps PPR too.
+#[test]
+fn ppr_where_the_processor_changes_tpr() {
+    let (page, descriptor, bitmap) = (ApicPage::new(), PostedDescriptor::new(), MsrBitmap::new());
+    let slot = slot(&page, &descriptor);
+    let mut vcpu = Vcpu::new(&slot, true);
+    let mut vmcs = fresh();
+    let levels = [
+        (Wanted::NONE, 0x66),
+        (Wanted::up_to(Feature::TprShadow), 0x57),
+        (Wanted::up_to(Feature::RegisterVirtualization), 0x57),
+        (Wanted::up_to(Feature::VirtualInterruptDelivery), 0x66),
+        (Wanted::up_to(Feature::TprShadow), 0x57),
+        (Wanted::ALL, 0x66),
+    ];
+    for (wanted, expected) in levels {
+        for base in [XAPIC, X2APIC] {
+            vcpu.apic_mut().reset(true);
+            let _ = vcpu.configure(&mut vmcs, &full(), wanted, &addresses(&bitmap)).unwrap();
+            set_base(&mut vcpu, base);
+            let _ = vcpu.before_entry(&mut vmcs, INPUT).unwrap();
+            page.write(Register::Tpr, 0x57);
+            page.write(Register::Ppr, 0x66);
+            let _ = vcpu.after_exit(EXIT, 0);
+            let read = match base {
+                X2APIC => vcpu.apic_mut().read_msr(0x80A, 0).unwrap(),
+                _ => vcpu.apic_mut().read_mmio(0xA0, Width::Dword, 0),
+            };
+            assert_eq!(read, expected, "{wanted:?} {base:#x}");
+        }
+    }
+}
+
+/// A disabled APIC has a TPR shadow alone; CR8 goes on, and PPR is right as soon as it can be read.
+#[test]
+fn ppr_after_cr8_while_disabled() {
+    let (page, descriptor, bitmap) = (ApicPage::new(), PostedDescriptor::new(), MsrBitmap::new());
+    let slot = slot(&page, &descriptor);
+    let mut vcpu = Vcpu::new(&slot, true);
+    let mut vmcs = fresh();
+    let _ = vcpu.configure(&mut vmcs, &full(), Wanted::ALL, &addresses(&bitmap)).unwrap();
+    set_base(&mut vcpu, DISABLED);
+    let _ = vcpu.before_entry(&mut vmcs, INPUT).unwrap();
+    page.write(Register::Tpr, 0x50);
+    let _ = vcpu.after_exit(EXIT, 0);
+    set_base(&mut vcpu, XAPIC);
+    for _ in 0..2 {
+        assert_eq!(vcpu.apic_mut().read_mmio(0xA0, Width::Dword, 0), 0x50);
+        let _ = vcpu.before_entry(&mut vmcs, INPUT).unwrap();
+    }
+}
+
 #[test]
 fn the_directory_is_told_of_unseen_writes() {
     let (page, descriptor, directory) =

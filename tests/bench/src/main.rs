@@ -51,6 +51,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    subject::start_clock();
     let rows: Vec<Row> =
         rows::all().into_iter().filter(|row| row.id().contains(&arguments.filter)).collect();
     let result = match arguments.command {

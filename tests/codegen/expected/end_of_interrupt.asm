@@ -1,260 +1,219 @@
 ; rustc 1.95.0 (59807616e 2026-04-14)
 end_of_interrupt:
-    push rbp
-    push r15
-    push r14
     push rbx
-    push rax
     mov rbx, rdi
-    mov r14, [rsi+0x30]
-    mov r15, [r14+0x18]
-    mov rdi, r15
-    call vlapic_core::vectors::VectorSet::take_highest_owned
-    test al, 1
-    je L3
-    mov ecx, eax
-    shr ecx, 0x10
-    shr eax, 8
-    mov edx, [r15+0x80]
-    mov esi, edx
-    and sil, 0xF0
-    cmp sil, cl
-    cmovae ecx, edx
-    movzx ecx, cl
-    mov [r15+0xA0], ecx
-    mov ecx, [r14+0x24]
-    movzx ebp, al
-    test ecx, 0x300000
-    jne L5
-L1:
-    mov rcx, [r14+0x18]
-    mov edx, ebp
-    shr dl, 3
-    and dl, 0x1C
-    movzx edx, dl
-    mov ecx, [rcx+rdx*4+0x180]
-    bt ecx, ebp
-    jae L3
-    cmp byte ptr [r14+0x3C], 0
-    je L2
-    mov rcx, [r14+0x18]
-    mov ecx, [rcx+0xF0]
-    test ecx, 0x1000
-    jne L3
-L2:
-    mov [rbx+1], al
-    mov al, 3
-    jmp L4
-L3:
-    xor eax, eax
-L4:
-    mov [rbx], al
+    call vlapic_core::eoi::<impl vlapic_core::local::LocalApic<I>>::end_of_interrupt
     mov rax, rbx
-    add rsp, 8
     pop rbx
-    pop r14
-    pop r15
-    pop rbp
     ret
-L5:
-    mov rdi, r14
-    mov esi, ebp
-    mov r15d, eax
-    call vlapic_core::local::LocalApic<I>::release_pins
-    mov eax, r15d
-    jmp L1
 
-vlapic_core::local::LocalApic<I>::release_pins:
-    mov eax, [rdi+0x24]
+vlapic_core::eoi::<impl vlapic_core::local::LocalApic<I>>::end_of_interrupt:
+    push rbx
+    mov rsi, [rsi+0x30]
+    mov rax, [rsi+0x18]
+    mov ecx, [rax+0x140]
+    mov edx, [rax+0x150]
+    or edx, ecx
+    mov ecx, [rax+0x160]
+    or ecx, edx
+    mov edx, [rax+0x170]
+    or edx, ecx
+    je L1
+    mov ecx, [rax+0x170]
+    mov dl, 0xE0
+    test ecx, ecx
+    jne L2
+    mov ecx, [rax+0x160]
+    mov dl, 0xC0
+    test ecx, ecx
+    jne L2
+    mov ecx, [rax+0x150]
+    mov dl, 0xA0
+    test ecx, ecx
+    jne L2
+    mov ecx, [rax+0x140]
+    mov dl, 0x80
+    test ecx, ecx
+    jne L2
+L1:
+    mov ecx, [rax+0x130]
+    mov dl, 0x60
+    test ecx, ecx
+    jne L2
+    mov ecx, [rax+0x120]
+    mov dl, 0x40
+    test ecx, ecx
+    jne L2
+    mov ecx, [rax+0x110]
+    mov dl, 0x20
+    test ecx, ecx
+    jne L2
+    mov ecx, [rax+0x100]
+    and ecx, 0xFFFF0000
+    je L8
+    xor edx, edx
+L2:
+    bsr ecx, ecx
+    xor ecx, 0x1F
+    or cl, dl
+    xor cl, 0x1F
+    cmp cl, 0x10
+    jb L8
+    shr dl, 3
+    movzx edx, dl
+    mov r8d, 1
+    shl r8d, cl
+    mov r9d, 0xFFFFFFFE
+    rol r9d, cl
+    and [rax+rdx*4+0x100], r9d
+    mov r9d, [rax+0x80]
+    mov r10d, [rax+0x100]
+    and r10d, 0xFFFF0000
+    mov r11d, [rax+0x110]
+    mov ebx, [rax+0x120]
+    or ebx, r11d
+    or ebx, r10d
+    mov r10d, [rax+0x130]
+    mov r11d, [rax+0x140]
+    or r11d, r10d
+    mov r10d, [rax+0x150]
+    or r10d, r11d
+    or r10d, ebx
+    mov r11d, [rax+0x160]
+    or r11d, r10d
+    mov r10d, [rax+0x170]
+    or r10d, r11d
+    je L6
+    mov r10d, [rax+0x140]
+    mov r11d, [rax+0x150]
+    or r11d, r10d
+    mov r10d, [rax+0x160]
+    or r10d, r11d
+    mov r11d, [rax+0x170]
+    or r11d, r10d
+    je L3
+    mov r10d, [rax+0x170]
+    mov r11b, 0xE0
+    test r10d, r10d
+    jne L4
+    mov r10d, [rax+0x160]
+    mov r11b, 0xC0
+    test r10d, r10d
+    jne L4
+    mov r10d, [rax+0x150]
+    mov r11b, 0xA0
+    test r10d, r10d
+    jne L4
+    mov r10d, [rax+0x140]
+    mov r11b, 0x80
+    test r10d, r10d
+    jne L4
+L3:
+    mov r10d, [rax+0x130]
+    mov r11b, 0x60
+    test r10d, r10d
+    jne L4
+    mov r10d, [rax+0x120]
+    mov r11b, 0x40
+    test r10d, r10d
+    jne L4
+    mov r10d, [rax+0x110]
+    mov r11b, 0x20
+    test r10d, r10d
+    jne L4
+    mov r10d, [rax+0x100]
+    xor r11d, r11d
+    mov ebx, 0
+    and r10d, 0xFFFF0000
+    je L5
+L4:
+    bsr ebx, r10d
+    xor ebx, 0x1F
+    and bl, 0xF0
+    or bl, r11b
+    xor bl, 0x10
+L5:
+    movzx r10d, r9b
+    and r9b, 0xF0
+    cmp r9b, bl
+    movzx r9d, bl
+    cmovae r9d, r10d
+L6:
+    movzx r9d, r9b
+    mov [rax+0xA0], r9d
+    mov eax, [rsi+0x24]
+    test eax, 0x300000
+    jne L9
+    mov rax, [rsi+0x18]
+    mov edx, [rax+rdx*4+0x180]
+    test edx, r8d
+    je L8
+    cmp byte ptr [rsi+0x3C], 1
+    jne L7
+    mov eax, [rax+0xF0]
+    test eax, 0x1000
+    jne L8
+L7:
+    mov [rdi+1], cl
+    mov byte ptr [rdi], 3
+    pop rbx
+    ret
+L8:
+    mov byte ptr [rdi], 0
+    pop rbx
+    ret
+L9:
+    movzx edx, cl
+    pop rbx
+    jmp vlapic_core::eoi::<impl vlapic_core::slot::Slot<I>>::release_pins_and_broadcast
+
+vlapic_core::eoi::<impl vlapic_core::slot::Slot<I>>::release_pins_and_broadcast:
+    mov eax, [rsi+0x24]
     test eax, 0x100000
     je L1
-    mov rax, [rdi+0x18]
+    mov rax, [rsi+0x18]
     mov ecx, [rax+0x350]
     mov eax, [rax+0xF0]
-    mov eax, [rdi+0x24]
-    cmp sil, cl
+    mov eax, [rsi+0x24]
+    cmp dl, cl
     jne L1
-    lock and dword ptr [rdi+0x24], 0xFFEFFFFF
-    mov rax, [rdi+0x18]
+    lock and dword ptr [rsi+0x24], 0xFFEFFFFF
+    mov rax, [rsi+0x18]
     lock and dword ptr [rax+0x350], 0xFFFFBFFF
 L1:
-    mov eax, [rdi+0x24]
+    mov eax, [rsi+0x24]
     test eax, 0x200000
     je L2
-    mov rax, [rdi+0x18]
+    mov rax, [rsi+0x18]
     mov ecx, [rax+0x360]
     mov eax, [rax+0xF0]
-    mov eax, [rdi+0x24]
-    cmp sil, cl
+    mov eax, [rsi+0x24]
+    cmp dl, cl
     jne L2
-    lock and dword ptr [rdi+0x24], 0xFFDFFFFF
-    mov rax, [rdi+0x18]
+    lock and dword ptr [rsi+0x24], 0xFFDFFFFF
+    mov rax, [rsi+0x18]
     lock and dword ptr [rax+0x360], 0xFFFFBFFF
 L2:
-    ret
-
-vlapic_core::vectors::VectorSet::take_highest_owned:
-    mov edx, [rdi+0x170]
-    test edx, edx
-    je L1
-    bsr ecx, edx
-    or cl, 0xE0
-    mov eax, 0xFFFFFFFE
-    rol eax, cl
-    and [rdi+0x170], eax
-    and eax, edx
-    je L3
-    mov sil, 0xE0
-    mov dl, 1
-    jmp L16
-L1:
-    mov eax, [rdi+0x160]
-    test eax, eax
-    je L6
-    bsr ecx, eax
-    or cl, 0xC0
-    mov edx, 0xFFFFFFFE
-    rol edx, cl
-    and [rdi+0x160], edx
-    btr eax, ecx
-    test eax, eax
-    je L4
-L2:
-    mov sil, 0xC0
-    mov dl, 1
-    jmp L16
-L3:
-    mov eax, [rdi+0x160]
-    test eax, eax
-    jne L2
-L4:
-    mov eax, [rdi+0x150]
-    test eax, eax
-    je L7
-L5:
-    mov sil, 0xA0
-    mov dl, 1
-    jmp L16
-L6:
-    mov eax, [rdi+0x150]
-    test eax, eax
-    je L8
-    bsr ecx, eax
-    or cl, 0xA0
-    mov edx, 0xFFFFFFFE
-    rol edx, cl
-    and [rdi+0x150], edx
-    btr eax, ecx
-    test eax, eax
-    jne L5
-L7:
-    mov eax, [rdi+0x140]
-    jmp L9
-L8:
-    mov eax, [rdi+0x140]
-    test eax, eax
-    je L15
-    bsr ecx, eax
-    or cl, 0x80
-    mov edx, 0xFFFFFFFE
-    rol edx, cl
-    and [rdi+0x140], edx
-    btr eax, ecx
-L9:
-    mov dl, 1
-    mov sil, 0x80
-    test eax, eax
-    jne L16
-L10:
-    mov eax, [rdi+0x130]
-    test eax, eax
-    sete sil
-    or sil, dl
-    jne L11
-    bsr ecx, eax
-    or cl, 0x60
-    mov edx, 0xFFFFFFFE
-    rol edx, cl
-    and [rdi+0x130], edx
-    btr eax, ecx
-    mov dl, 1
-L11:
-    mov sil, 0x60
-    test eax, eax
-    jne L16
-    mov eax, [rdi+0x120]
-    test eax, eax
-    sete sil
-    or sil, dl
-    jne L12
-    bsr ecx, eax
-    or cl, 0x40
-    mov edx, 0xFFFFFFFE
-    rol edx, cl
-    and [rdi+0x120], edx
-    btr eax, ecx
-    mov dl, 1
-L12:
-    mov sil, 0x40
-    test eax, eax
-    jne L16
-    mov eax, [rdi+0x110]
-    test eax, eax
-    sete sil
-    or sil, dl
-    jne L13
-    bsr ecx, eax
-    or cl, 0x20
-    mov edx, 0xFFFFFFFE
-    rol edx, cl
-    and [rdi+0x110], edx
-    btr eax, ecx
-    mov dl, 1
-L13:
-    mov sil, 0x20
-    test eax, eax
-    jne L16
-    mov eax, [rdi+0x100]
-    and eax, 0xFFFF0000
-    sete sil
-    or sil, dl
-    jne L14
-    bsr ecx, eax
-    cmp cl, 0x10
-    jb L19
-    mov edx, 0xFFFFFFFE
-    rol edx, cl
-    and [rdi+0x100], edx
-    btr eax, ecx
-    mov dl, 1
-L14:
-    test eax, eax
-    je L18
-    xor esi, esi
-    jmp L16
-L15:
-    xor edx, edx
-    mov sil, 0x80
-    test eax, eax
-    je L10
-L16:
-    movzx edi, sil
-    or sil, 0x10
-    cmp eax, 0x10000
-    movzx eax, sil
-    cmovb eax, edi
-L17:
-    movzx eax, al
-    shl eax, 0x10
+    mov rax, [rsi+0x18]
+    mov ecx, edx
+    shr cl, 3
+    and cl, 0x1C
     movzx ecx, cl
-    shl ecx, 8
-    or ecx, eax
-    movzx eax, dl
-    or eax, ecx
+    mov ecx, [rax+rcx*4+0x180]
+    movzx r8d, dl
+    bt ecx, r8d
+    jae L4
+    cmp byte ptr [rsi+0x3C], 1
+    jne L3
+    mov eax, [rax+0xF0]
+    test eax, 0x1000
+    jne L4
+L3:
+    mov [rdi+1], dl
+    mov al, 3
+    mov [rdi], al
     ret
-L18:
+L4:
     xor eax, eax
-    jmp L17
-L19:
-    xor edx, edx
-    jmp L17
+    mov [rdi], al
+    ret

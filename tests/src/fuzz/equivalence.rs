@@ -9,7 +9,7 @@ use crate::hypervisor::{Config, Level, run};
 use crate::reference::Reference;
 use crate::steps::{Random, Subject, random_step};
 
-/// PPR is computed whenever it is read; what stands in the page between is the processor's affair.
+/// What a guest reads counts: what stands in the page is the processor's affair.
 const PPR: u16 = 0x0a0;
 
 /// Two vCPUs under APICv at a level that the first byte asks for, and the same in plain emulation: each pair of bytes

@@ -110,6 +110,7 @@ fn disabled_and_back() {
     assert_eq!(plain.load(0x020), 0x4500_0000, "the xAPIC ID is as after RESET");
     assert_eq!(plain.load(0x030), Profile::intel().version());
     assert_eq!(plain.load(0x080), 0x50, "TPR is CR8");
+    assert_eq!(plain.load(0x0A0), 0x50, "PPR follows");
     assert_eq!(plain.load(0x0F0), 0xFF);
     assert_eq!(plain.irr(), []);
 }

@@ -86,7 +86,7 @@ impl<I: Inbox> LocalApic<'_, I> {
                 _ => page.write(register, word),
             }
         }
-        self.store_ppr();
+        self.update_ppr();
         self.list();
         // Who sees the APIC accept sees the trigger modes that were restored.
         fence(Ordering::SeqCst);

@@ -43,7 +43,7 @@ impl Rows {
     }
 }
 
-/// Page words that are compared: PPR is computed when it is read, and what stands there in between is the processor's.
+/// Page words that are compared: of PPR only what a guest reads counts, what stands there is the processor's.
 pub(super) fn is_compared(offset: u16) -> bool {
     offset != 0x0a0
 }
