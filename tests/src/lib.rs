@@ -15,6 +15,8 @@ pub mod oracle;
 pub mod plain;
 pub mod reference;
 pub mod schedule;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod single_step;
 pub mod steps;
 pub mod svm_loop;
 
