@@ -104,9 +104,10 @@ impl Backing {
     }
 
     /// Owner: from here on posters tell it in this way. A SeqCst fence has to follow before IRR is
-    /// looked at (VMRUN, or the re-check before sleep).
+    /// looked at (VMRUN, or the re-check before sleep); it orders this store as well.
+    #[inline]
     pub(crate) fn move_to(&self, whereabouts: Whereabouts) {
-        self.whereabouts.store(whereabouts.bits(), Ordering::SeqCst);
+        self.whereabouts.store(whereabouts.bits(), Ordering::Release);
     }
 
     /// After IRR was set: by a locked operation that is in the single order of SeqCst operations, as the

@@ -37,16 +37,16 @@ impl Vcpu<'_> {
         vmcb: &mut V,
         input: EntryInput,
     ) -> Result<Entry, Infallible> {
-        let accelerated = self.is_settled(vmcb);
-        if accelerated {
+        let settled = self.settled_face(vmcb);
+        if let Some(face) = settled {
             if !self.slot().inbox().is_assigned_to(input.cpu) {
-                self.assign(vmcb, input.cpu, Face::of(vmcb));
+                self.assign(vmcb, input.cpu, face);
             }
         } else if let Some(next) = self.settle(vmcb, input.cpu) {
             return Ok(Entry::not_yet(next));
         }
         let prepared = self.apic.prepare(input.now);
-        let emulated = !accelerated && Face::of(vmcb) == Face::Emulated;
+        let emulated = settled.is_none() && Face::of(vmcb) == Face::Emulated;
         let (next, injected) = if prepared.event || emulated {
             self.inject(vmcb, prepared, input)
         } else {
@@ -144,8 +144,11 @@ impl Vcpu<'_> {
     #[inline(always)]
     fn load_v_tpr<V: Vmcb + ?Sized>(&self, vmcb: &mut V) {
         let control = vmcb.interrupt_control();
-        let tpr = self.slot().page().read(Register::Tpr) as u8;
-        vmcb.write(Field::InterruptControl, control.with_v_tpr(tpr >> 4).bits());
+        let class = self.slot().page().read(Register::Tpr) as u8 >> 4;
+        // Bits 7:4 beside it are zero.
+        if control.bits() as u8 != class {
+            vmcb.write(Field::InterruptControl, control.with_v_tpr(class).bits());
+        }
     }
 }
 

@@ -1,8 +1,7 @@
 //! What is done after every #VMEXIT.
 
 use vlapic_core::{
-    AccessKind, Delivery, Destination, Effect, Errors, ExitOutcome, Message, Mode, Register,
-    Trigger, Vector, WindowAccess,
+    AccessKind, Effect, Errors, ExitOutcome, Icr, Mode, Register, Vector, WindowAccess,
 };
 
 use crate::handling::Handling;
@@ -50,7 +49,7 @@ impl Vcpu<'_> {
     /// any write, [`LocalApic::after_write`](vlapic_core::LocalApic::after_write), and nothing of
     /// it can fault. The other 402 come back as [`ExitOutcome::Decode`] in xAPIC mode, as
     /// [`ExitOutcome::Msr`] in x2APIC mode.
-    #[inline]
+    #[inline(always)]
     pub fn after_exit<V: Vmcb + ?Sized>(
         &mut self,
         vmcb: &mut V,
@@ -60,12 +59,8 @@ impl Vcpu<'_> {
         self.disarm_flush(vmcb);
         self.take_v_tpr(vmcb);
         match exit.code {
-            IncompleteIpi::EXIT_CODE => {
-                ExitOutcome::Done(self.after_incomplete_ipi(exit.info_1, exit.info_2, now))
-            }
-            NoAcceleration::EXIT_CODE => {
-                self.after_no_acceleration(NoAcceleration::decode(exit.info_1, exit.info_2), now)
-            }
+            IncompleteIpi::EXIT_CODE => self.after_incomplete_ipi(exit.info_1, exit.info_2, now),
+            NoAcceleration::EXIT_CODE => self.after_no_acceleration(exit.info_1, exit.info_2, now),
             _ => ExitOutcome::NotOurs,
         }
     }
@@ -73,48 +68,48 @@ impl Vcpu<'_> {
     /// TPR follows V_TPR, which is what the guest's MOV to CR8 changes. With AVIC the processor has
     /// stored both; without, this is where the page learns of it. TPR bits 3:0 are in the page
     /// alone, and stay if the rest does.
+    #[inline(always)]
     fn take_v_tpr<V: Vmcb + ?Sized>(&self, vmcb: &V) {
         let v_tpr = vmcb.interrupt_control().v_tpr();
-        let page = self.slot().page();
-        if page.read(Register::Tpr) as u8 >> 4 != v_tpr {
-            page.write(Register::Tpr, u32::from(v_tpr) << 4);
-            self.store_ppr();
+        if self.slot().page().read(Register::Tpr) as u8 >> 4 != v_tpr {
+            self.store_tpr_class(v_tpr);
         }
     }
 
-    fn after_incomplete_ipi(&mut self, info_1: u64, info_2: u64, now: u64) -> Effect {
-        let exit = IncompleteIpi::decode(info_1, info_2);
-        let slot = self.slot();
-        match exit.cause {
-            IncompleteCause::TargetNotRunning { .. } => {
-                self.clear_busy();
-                match exit.icr.destination(slot.mode()) {
-                    // The sender is here, and its next entry looks at IRR.
-                    Destination::SelfOnly => Effect::None,
-                    destination => {
-                        let (vector, trigger) = (exit.icr.vector(), Trigger::Edge);
-                        let delivery = Delivery::Fixed { vector, trigger };
-                        Effect::Announce(Message::new(delivery, destination))
-                    }
-                }
-            }
-            // Not by way of ICR: it may have been SELF IPI, and ICR holds an older command. Only where the
-            // vector counts: hardware may look at it before it looks at the delivery mode.
-            IncompleteCause::InvalidVector if exit.icr.delivery_mode() == FIXED => {
-                self.clear_busy();
-                let _ = slot.record_error(Errors::SEND_ILLEGAL_VECTOR);
-                Effect::None
-            }
-            // Nothing was sent, so all of it is emulated, from the value that stands in the page.
-            IncompleteCause::InvalidType
-            | IncompleteCause::InvalidVector
-            | IncompleteCause::InvalidTarget { .. }
-            | IncompleteCause::InvalidBackingPage { .. }
-            | IncompleteCause::NotAccelerated
-            | IncompleteCause::Unknown(_) => self.apic.after_write(Register::IcrLow, now),
-        }
+    #[inline(never)]
+    fn store_tpr_class(&self, class: u8) {
+        self.slot().page().write(Register::Tpr, u32::from(class) << 4);
+        self.store_ppr();
     }
 
+    #[inline(never)]
+    fn after_incomplete_ipi(&mut self, info_1: u64, info_2: u64, now: u64) -> ExitOutcome {
+        if info_2 >> 32 != IncompleteIpi::TARGET_NOT_RUNNING {
+            return self.after_ipi_not_sent(IncompleteIpi::decode(info_1, info_2), now);
+        }
+        self.clear_busy();
+        let sent = Icr::from_bits(info_1).fixed_edge(self.slot().mode());
+        if sent.is_to_self() {
+            // The sender is here, and its next entry looks at IRR.
+            return ExitOutcome::Done(Effect::None);
+        }
+        ExitOutcome::Done(Effect::Announce(sent))
+    }
+
+    #[inline(never)]
+    fn after_ipi_not_sent(&mut self, exit: IncompleteIpi, now: u64) -> ExitOutcome {
+        // Not by way of ICR: it may have been SELF IPI, and ICR holds an older command. Only where the
+        // vector counts: hardware may look at it before it looks at the delivery mode.
+        if exit.cause == IncompleteCause::InvalidVector && exit.icr.delivery_mode() == FIXED {
+            self.clear_busy();
+            let _ = self.slot().record_error(Errors::SEND_ILLEGAL_VECTOR);
+            return ExitOutcome::Done(Effect::None);
+        }
+        // Nothing was sent, so all of it is emulated, from the value that stands in the page.
+        ExitOutcome::Done(self.apic.after_write(Register::IcrLow, now))
+    }
+
+    #[inline(always)]
     fn clear_busy(&self) {
         let page = self.slot().page();
         let low = page.read(Register::IcrLow);
@@ -123,7 +118,9 @@ impl Vcpu<'_> {
         }
     }
 
-    fn after_no_acceleration(&mut self, access: NoAcceleration, now: u64) -> ExitOutcome {
+    #[inline(never)]
+    fn after_no_acceleration(&mut self, info_1: u64, info_2: u64, now: u64) -> ExitOutcome {
+        let access = NoAcceleration::decode(info_1, info_2);
         let extended_lvt = self.features.contains(Feature::ExtendedLvt);
         let Some(register) = access.register() else { return self.undone(access) };
         if !access.write {
@@ -146,6 +143,7 @@ impl Vcpu<'_> {
 
     /// An EOI of a level-triggered vector. Whether the processor has taken it out of ISR the manual
     /// leaves open: its bit is cleared if it is set, and no other.
+    #[inline(never)]
     fn end_level_triggered(&mut self, ended: Option<Vector>) -> Effect {
         let page = self.slot().page();
         page.write(Register::Eoi, 0);
@@ -159,6 +157,7 @@ impl Vcpu<'_> {
     }
 
     /// An access that the processor has not done.
+    #[inline(never)]
     fn undone(&self, access: NoAcceleration) -> ExitOutcome {
         if self.slot().mode() == Mode::X2Apic {
             let msr = 0x800 + u32::from(access.offset >> 4);

@@ -124,13 +124,19 @@ impl Vcpu<'_> {
     }
 
     /// The entry has done the flush.
+    #[inline(always)]
     pub(crate) fn disarm_flush<V: Vmcb + ?Sized>(&mut self, vmcb: &mut V) {
         if self.flush_armed {
-            self.flush_armed = false;
-            let word = vmcb.read(Field::TlbControl);
-            if word >> 32 & 0xFF == FLUSH_THIS_ASID {
-                vmcb.write(Field::TlbControl, word & !(0xFF << 32));
-            }
+            self.flush_done(vmcb);
+        }
+    }
+
+    #[inline(never)]
+    fn flush_done<V: Vmcb + ?Sized>(&mut self, vmcb: &mut V) {
+        self.flush_armed = false;
+        let word = vmcb.read(Field::TlbControl);
+        if word >> 32 & 0xFF == FLUSH_THIS_ASID {
+            vmcb.write(Field::TlbControl, word & !(0xFF << 32));
         }
     }
 }

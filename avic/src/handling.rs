@@ -35,6 +35,7 @@ impl Handling {
     }
 
     /// How a write to `register` is treated; `extended_lvt` as for [`of_read`](Self::of_read).
+    #[inline]
     #[must_use]
     pub const fn of_write(register: Register, extended_lvt: bool) -> Self {
         match register {

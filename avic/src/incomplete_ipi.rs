@@ -48,8 +48,12 @@ impl IncompleteIpi {
     /// The exit code, field 070 of the VMCB.
     pub const EXIT_CODE: u64 = 0x401;
 
+    /// EXITINFO2 bits 63:32 of [`IncompleteCause::TargetNotRunning`].
+    pub(crate) const TARGET_NOT_RUNNING: u64 = 1;
+
     /// The meaning of EXITINFO1 (ICR, high half above low half) and EXITINFO2 (identifier in bits
     /// 63:32, index in bits 11:0).
+    #[inline]
     #[must_use]
     pub fn decode(exit_info_1: u64, exit_info_2: u64) -> Self {
         let index = exit_info_2.get_bits(0..12) as u16;

@@ -24,16 +24,18 @@ impl NoAcceleration {
 
     /// The meaning of EXITINFO1 (bit 32 write, bits 11:4 offset) and EXITINFO2 (vector in bits 7:0
     /// of a write to EOI, else undefined).
+    #[inline]
     #[must_use]
     pub fn decode(exit_info_1: u64, exit_info_2: u64) -> Self {
         let offset = exit_info_1 as u16 & 0xff0;
         let write = exit_info_1.get_bit(32);
-        let is_eoi = write && Register::at(offset) == Some(Register::Eoi);
+        let is_eoi = write && offset == Register::Eoi.offset();
         let ended = if is_eoi { Vector::new(exit_info_2 as u8) } else { None };
         Self { offset, write, ended }
     }
 
     /// The register at `offset`, or `None` where there is none.
+    #[inline]
     #[must_use]
     pub fn register(&self) -> Option<Register> {
         Register::at(self.offset)

@@ -43,6 +43,7 @@ impl PhysicalEntry {
     }
 
     /// IsRunning, valid or not.
+    #[inline]
     #[must_use]
     pub const fn is_running(self) -> bool {
         self.0 & 1 << 62 != 0
@@ -60,7 +61,14 @@ impl PhysicalEntry {
         PhysAddr::new(self.0 & PAGE)
     }
 
+    /// The entry with IsRunning set, and bits 11:0 of `host_apic_id`.
+    #[inline]
+    pub(crate) const fn running_on(self, host_apic_id: u16) -> Self {
+        Self(self.0 & !0xfff | 1 << 62 | host_apic_id as u64 & 0xfff)
+    }
+
     /// The entry with IsRunning clear.
+    #[inline]
     #[must_use]
     pub const fn stopped(self) -> Self {
         Self(self.0 & !(1 << 62))

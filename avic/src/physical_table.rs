@@ -108,44 +108,60 @@ impl<'t> PhysicalTable<'t> {
     pub(crate) fn insert(&self, id: u32, backing_page: PhysAddr) -> Result<bool, TableError> {
         let target = PhysicalTarget { backing_page, host_apic_id: 0, running: false };
         let entry = target.encode().map_err(TableError::Encode)?;
-        Ok(self.store(id, entry))
+        Ok(self.word(id).map(|word| word.store(entry.bits(), Ordering::SeqCst)).is_some())
     }
 
-    /// Owner: hardware may deliver to the vCPU from now on, or no longer.
-    pub(crate) fn set_valid(&self, id: u32, valid: bool) {
-        let old = self.entry(id);
-        if old.with_valid(valid) != old {
-            self.store(id, old.with_valid(valid));
-        }
-    }
-
-    /// Owner: the vCPU is assigned to the CPU with APIC ID `host_apic_id`. `false` if the table
-    /// cannot say so: hardware then takes it for not running.
-    pub(crate) fn run(&self, id: u32, host_apic_id: u16) -> bool {
-        let old = self.entry(id);
-        let target =
-            PhysicalTarget { backing_page: old.backing_page(), host_apic_id, running: true };
-        target.encode().is_ok_and(|new| {
-            let new = new.with_valid(old.decode().is_some());
-            new == old || self.store(id, new)
-        })
-    }
-
-    /// Owner: the vCPU is not running. The host's APIC ID stays, so that a late doorbell hits no
-    /// CPU that the vCPU never had.
-    pub(crate) fn stop(&self, id: u32) {
-        let old = self.entry(id);
-        if old.stopped() != old {
-            self.store(id, old.stopped());
-        }
-    }
-
-    fn store(&self, id: u32, entry: PhysicalEntry) -> bool {
-        self.word(id).map(|word| word.store(entry.bits(), Ordering::SeqCst)).is_some()
+    /// The entry of guest physical APIC ID `id` for its owner to change.
+    pub(crate) fn owned(&self, id: u32) -> OwnedEntry<'t> {
+        OwnedEntry(self.word(id))
     }
 
     fn word(&self, id: u32) -> Option<&'t AtomicU64> {
         self.pages.get(id as usize / 512)?.entries.get(id as usize % 512)
+    }
+}
+
+/// The entry of one vCPU in the hands of its owner: nobody else stores to it. Without a place in the
+/// table there is none, hardware takes the vCPU for not running, and nothing here changes that.
+///
+/// Ordering: release stores. The owner's next look at IRR has a SeqCst fence before it, for its pair
+/// with hardware's locked OR into IRR and look at IsRunning.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OwnedEntry<'t>(Option<&'t AtomicU64>);
+
+impl OwnedEntry<'_> {
+    /// The entry as it stands.
+    #[inline]
+    pub(crate) fn get(self) -> PhysicalEntry {
+        PhysicalEntry::from_bits(self.0.map_or(0, |word| word.load(Ordering::Relaxed)))
+    }
+
+    /// Hardware may deliver to the vCPU from now on, or no longer.
+    pub(crate) fn set_valid(self, valid: bool) {
+        self.change(|entry| entry.with_valid(valid));
+    }
+
+    /// The vCPU is assigned to the CPU with APIC ID `host_apic_id`, of 12 bits.
+    #[inline]
+    pub(crate) fn run(self, host_apic_id: u16) {
+        self.change(|entry| entry.running_on(host_apic_id));
+    }
+
+    /// The vCPU is not running. The host's APIC ID stays, so that a late doorbell hits no CPU that the
+    /// vCPU never had.
+    #[inline]
+    pub(crate) fn stop(self) {
+        self.change(PhysicalEntry::stopped);
+    }
+
+    #[inline]
+    fn change(self, change: impl FnOnce(PhysicalEntry) -> PhysicalEntry) {
+        let Some(word) = self.0 else { return };
+        let old = PhysicalEntry::from_bits(word.load(Ordering::Relaxed));
+        let new = change(old);
+        if new != old {
+            word.store(new.bits(), Ordering::Release);
+        }
     }
 }
 
@@ -171,14 +187,16 @@ mod tests {
             assert_eq!(table.insert(id, page), Ok(true));
             let word = &storage[id as usize / 512].words()[id as usize % 512];
             assert_eq!(word.load(Ordering::SeqCst), 1 << 63 | page.as_u64());
-            table.set_valid(id, false);
+            table.owned(id).set_valid(false);
             assert_eq!(word.load(Ordering::SeqCst), page.as_u64());
         }
         assert_eq!(table.insert(4096, PhysAddr::new(0)), Ok(false));
         assert_eq!(table.entry(4096), PhysicalEntry::INVALID);
-        assert!(!table.run(4096, 0));
-        table.stop(4096);
-        table.set_valid(4096, true);
+        let nowhere = table.owned(4096);
+        nowhere.run(0);
+        nowhere.set_valid(true);
+        assert_eq!(nowhere.get(), PhysicalEntry::INVALID);
+        nowhere.stop();
     }
 
     #[test]
@@ -187,16 +205,19 @@ mod tests {
         let table = PhysicalTable::new(&storage[..], &VirtualIsPhysical).unwrap();
         let page = PhysAddr::new(0x12_3456_7000);
         assert_eq!(table.insert(3, page), Ok(true));
-        table.set_valid(3, false);
-        assert!(table.run(3, 0x1A5));
+        let entry = table.owned(3);
+        entry.set_valid(false);
+        entry.run(0x1A5);
         assert_eq!(table.entry(3).decode(), None, "not valid yet");
-        table.set_valid(3, true);
+        entry.set_valid(true);
         assert_eq!(table.entry(3).bits(), 0xC000_0012_3456_71A5);
-        assert!(!table.run(3, 0x1000), "beyond 12 bits");
-        assert_eq!(table.entry(3).bits(), 0xC000_0012_3456_71A5);
-        table.stop(3);
+        entry.run(0xF012);
+        assert_eq!(table.entry(3).bits(), 0xC000_0012_3456_7012, "12 bits");
+        entry.run(0x1A5);
+        entry.stop();
         assert_eq!(table.entry(3).bits(), 0x8000_0012_3456_71A5);
-        table.set_valid(3, false);
+        assert_eq!(entry.get(), table.entry(3));
+        entry.set_valid(false);
         assert_eq!(table.entry(3).bits(), 0x0000_0012_3456_71A5);
     }
 

@@ -61,21 +61,15 @@ impl Vcpu<'_> {
             self.arm_flush(vmcb);
         }
         let running = reached && self.features.contains(Feature::IsRunning);
-        let id = self.slot().x2apic_id();
-        let entry = self.shared.physical().entry(id);
-        if before != whereabouts || entry.is_running() != running {
-            self.reassign(whereabouts, cpu, running);
+        if before == whereabouts && self.entry.get().is_running() == running {
+            return;
         }
-    }
-
-    fn reassign(&self, whereabouts: Whereabouts, cpu: u32, running: bool) {
         if !running {
             self.depart(whereabouts);
             return;
         }
-        if let Ok(cpu) = u16::try_from(cpu) {
-            self.shared.physical().run(self.slot().x2apic_id(), cpu);
-        }
+        // 12 bits, as it is reached.
+        self.entry.run(cpu as u16);
         self.slot().inbox().move_to(whereabouts);
         self.shared.steer(self.index, whereabouts);
         // Pairs with the locked OR in `Backing::post`, and with the IOMMU's write of IRR before its
@@ -88,7 +82,7 @@ impl Vcpu<'_> {
     pub(crate) fn depart(&self, whereabouts: Whereabouts) {
         self.slot().inbox().move_to(whereabouts);
         self.shared.steer(self.index, whereabouts);
-        self.shared.physical().stop(self.slot().x2apic_id());
+        self.entry.stop();
         // Pairs with the locked OR in `Backing::post`, and with the senders' write of IRR before their
         // look at IsRunning.
         fence(Ordering::SeqCst);

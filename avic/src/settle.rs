@@ -10,26 +10,27 @@ use crate::vcpu::{DEFAULT_BASE, Vcpu};
 use crate::vmcb::{Fields, Vmcb};
 
 impl Vcpu<'_> {
-    /// Whether the vCPU is accelerated and nothing has changed on which [`settle`](Self::settle)
+    /// The face of AVIC that the vCPU has, if it is accelerated and nothing has changed on which [`settle`](Self::settle)
     /// depends: every word is looked at that somebody else may store to, and what this handle's own
     /// methods change they unsettle.
     ///
     /// Where the register window is must not be asked again: once a vCPU objects to its being mapped,
     /// nobody gets leave to map it.
     #[inline(always)]
-    pub(crate) fn is_settled<V: Vmcb + ?Sized>(&self, vmcb: &V) -> bool {
+    pub(crate) fn settled_face<V: Vmcb + ?Sized>(&self, vmcb: &V) -> Option<Face> {
         let slot = self.slot();
         let page = slot.page();
         // AVIC enable and x2AVIC enable, 31 and 30, where IA32_APIC_BASE has EN and EXTD, 11 and 10.
         let enabled = vmcb.interrupt_control().bits() >> 20 & MODE;
         let base = slot.base().bits() & !BSP;
-        self.seen == self.shared.revision()
+        let settled = self.seen == self.shared.revision()
             && base == DEFAULT_BASE | enabled
             && enabled & EN != 0
             && slot.inbox().inhibits().is_empty()
             && page.svr().software_enabled()
             && Addressing::of_accepting(slot, enabled == MODE) == self.addressing
-            && page.read(Register::ExtendedControl) & 1 == 0
+            && page.read(Register::ExtendedControl) & 1 == 0;
+        settled.then_some(if enabled == MODE { Face::X2Avic } else { Face::XAvic })
     }
 
     /// Settles all that is programmed for the vCPU: what comes first, or `None`.
@@ -96,7 +97,7 @@ impl Vcpu<'_> {
     pub(crate) fn set_valid(&self) {
         let accepts = self.addressing != Addressing::NONE;
         let unseen = self.svr_writes != SvrWrites::Exit;
-        self.shared.physical().set_valid(self.slot().x2apic_id(), accepts || unseen);
+        self.entry.set_valid(accepts || unseen);
     }
 
     /// Claim, fence, look at all pages, then publish or clear.

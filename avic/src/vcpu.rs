@@ -14,6 +14,7 @@ use crate::host::{Host, Trust};
 use crate::inhibit::{Inhibit, Inhibits};
 use crate::msr_permissions::MsrPermissions;
 use crate::negotiate::{Feature, Features, Grant, Wanted, negotiate};
+use crate::physical_table::OwnedEntry;
 use crate::routing::{Addressing, Survey};
 use crate::shared::{Revision, Shared};
 use crate::vmcb::{Field, Fields, InterruptControl, Vmcb};
@@ -30,6 +31,8 @@ pub struct Vcpu<'s> {
     pub(crate) apic: LocalApic<'s, Backing>,
     pub(crate) shared: &'s Shared<'s>,
     pub(crate) index: usize,
+    /// This vCPU's entry of the physical table.
+    pub(crate) entry: OwnedEntry<'s>,
     pub(crate) features: Features,
     pub(crate) trust: Trust,
     pub(crate) resources: Option<Resources<'s>>,
@@ -76,6 +79,7 @@ impl<'s> Vcpu<'s> {
             apic: LocalApic::new(slot, bootstrap),
             shared,
             index,
+            entry: shared.physical().owned(slot.x2apic_id()),
             features: Features::NONE,
             trust: Trust::NOTHING,
             resources: None,

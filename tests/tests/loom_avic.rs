@@ -7,7 +7,7 @@
 //! order of events in which an interrupt is lost.
 
 use loom::sync::Arc;
-use loom::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
+use loom::sync::atomic::Ordering::{AcqRel, Relaxed, Release, SeqCst};
 use loom::sync::atomic::{AtomicBool, AtomicU32, fence};
 use loom::thread;
 
@@ -129,11 +129,11 @@ impl Vcpu {
 
     /// `Vcpu::depart`, but for the fence at its end.
     fn leave(&self, whereabouts: u32) {
-        self.whereabouts.store(whereabouts, SeqCst);
+        self.whereabouts.store(whereabouts, Release);
         self.fence_of_owner();
         let log = if whereabouts == PREEMPTED { 0 } else { LOG };
         self.irte.store(log, SeqCst);
-        self.running.store(false, SeqCst);
+        self.running.store(false, Release);
     }
 
     fn look(&self) -> bool {
@@ -152,11 +152,11 @@ impl Vcpu {
         }
     }
 
-    /// `Vcpu::reassign` to a CPU with AVIC, and VMRUN's evaluation of IRR.
+    /// `Vcpu::assign` to a CPU with AVIC, and VMRUN's evaluation of IRR.
     fn enter(&self) -> bool {
         let early = self.look();
-        self.running.store(true, SeqCst);
-        self.whereabouts.store(DOORBELL, SeqCst);
+        self.running.store(true, Release);
+        self.whereabouts.store(DOORBELL, Release);
         self.fence_of_owner();
         self.irte.store(IS_RUN, SeqCst);
         self.fence_of_owner();

@@ -127,6 +127,14 @@ impl Icr {
         }
     }
 
+    /// The fixed, edge-triggered interrupt that the fields name for a sender in `mode`, whatever
+    /// delivery mode and trigger mode they say.
+    #[inline]
+    #[must_use]
+    pub const fn fixed_edge(self, mode: Mode) -> Message {
+        Message::fixed_edge(self.low(), self.high(), mode)
+    }
+
     /// What a write of this word sends from an APIC of `profile` in `mode`.
     ///
     /// Intel, Pentium 4 and later (SDM Vol. 3A Table 10-3): bits 14 and 15 have no effect, all is
@@ -144,7 +152,7 @@ impl Icr {
         if Vector::new(self.vector()).is_none() {
             return IcrCommand::IllegalVector;
         }
-        IcrCommand::Send(Message::fixed_edge(self.low(), self.high(), mode))
+        IcrCommand::Send(self.fixed_edge(mode))
     }
 
     /// Any but a fixed, edge-triggered interrupt.

@@ -148,7 +148,8 @@ impl Message {
 
     /// The sender alone. Only fixed interrupts go there (SDM Vol. 3A Table 10-3).
     #[inline]
-    pub(crate) const fn is_to_self(self) -> bool {
+    #[must_use]
+    pub const fn is_to_self(self) -> bool {
         self.0 & SHORTHAND == SELF
     }
 

@@ -2,7 +2,7 @@
 
 use crate::arbitration;
 use crate::base::ApicBase;
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, Notify};
 use crate::message::Message;
 use crate::slot::{Outcome, Receipt, Slot};
 use crate::vm::Vm;
@@ -69,6 +69,43 @@ impl<I: Inbox> Iterator for Targets<'_, I> {
     fn fold<B, F: FnMut(B, Self::Item) -> B>(self, init: B, mut f: F) -> B {
         self.fold_slots(init, |result, index, _| f(result, index))
     }
+}
+
+/// Those to whom hardware has sent a fixed interrupt, and how each is to be told of it: see
+/// [`Vm::announce`].
+pub(crate) struct Announcements<'v, I>(pub(crate) Targets<'v, I>);
+
+impl<I: Inbox> Iterator for Announcements<'_, I> {
+    type Item = (usize, Notify);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next_slot().map(|(index, slot)| (index, slot.inbox().announce()))
+    }
+
+    #[inline(always)]
+    fn fold<B, F: FnMut(B, Self::Item) -> B>(self, init: B, mut f: F) -> B {
+        let Targets { vm, to, ref window, .. } = self.0;
+        let only = if window.is_none() { vm.only(to) } else { None };
+        let Some(index) = only else {
+            return announce_to_many(self, init, f);
+        };
+        match vm.slot(index) {
+            Some(slot) if slot.has_id(to.id()) => f(init, (index, slot.inbox().announce())),
+            _ => init,
+        }
+    }
+}
+
+/// What may not be for a single vCPU.
+#[inline(never)]
+fn announce_to_many<I: Inbox, B>(
+    announcements: Announcements<'_, I>,
+    init: B,
+    mut f: impl FnMut(B, (usize, Notify)) -> B,
+) -> B {
+    announcements
+        .0
+        .fold_slots(init, |result, index, slot| f(result, (index, slot.inbox().announce())))
 }
 
 /// A message on its way: see [`Vm::send`]. What is not driven is not delivered.
@@ -223,5 +260,51 @@ impl<I: Inbox> Iterator for Deliveries<'_, I> {
 impl<I> core::fmt::Debug for Deliveries<'_, I> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Deliveries").field("message", &self.0.to).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::{Address, ApicPage, Destination, DirectInbox, Profile};
+
+    /// Driven from inside or by a loop: the same are told, and they are those whom the destination means.
+    #[test]
+    fn announcements_are_the_same_either_way() {
+        let pages: Vec<ApicPage> = (0..4).map(|_| ApicPage::new()).collect();
+        for (ids, writable) in
+            [([0, 1, 2, 3], false), ([0, 1, 2, 3], true), ([0, 1, 2, 0x102], false)]
+        {
+            let profile = Profile::amd().with_writable_xapic_id(writable);
+            let slot = |(&id, page)| Slot::new(page, id, profile, DirectInbox);
+            let slots: Vec<_> = ids.iter().zip(&pages).map(slot).collect();
+            // x2APIC mode, absent, and one that has another ID than it was made with.
+            slots[1].set_base(ApicBase::from_bits(0xFEE0_0C00));
+            slots[2].set_base(ApicBase::from_bits(0xFEE0_0000));
+            pages[3].store(0x20, 9 << 24);
+            let vm = Vm::new(&slots).unwrap();
+            let numbers = [0u8, 1, 2, 3, 4, 9, 0xFF];
+            let narrow = numbers.map(Address::Narrow);
+            let wide = numbers.map(|id| Address::Wide(u32::from(id)));
+            let addresses = narrow.into_iter().chain(wide).chain([Address::Wide(0x102)]);
+            let addressed = addresses.flat_map(|address| {
+                [Destination::Physical(address), Destination::Logical(address)]
+            });
+            let short = [Destination::SelfOnly, Destination::All, Destination::AllButSelf];
+            for destination in addressed.chain(short) {
+                let by_loop: Vec<_> = vm.announce(destination, Some(0)).collect();
+                let mut from_inside = Vec::new();
+                vm.announce(destination, Some(0)).for_each(|told| from_inside.push(told));
+                assert_eq!(from_inside, by_loop, "{destination:?}");
+                let told = by_loop.iter().map(|&(index, _)| index);
+                assert!(told.eq(vm.targets(destination, Some(0))), "{destination:?}");
+                let mut rest = vm.announce(destination, Some(0));
+                let first = rest.next();
+                let left = rest.fold(0, |count, _| count + 1) + usize::from(first.is_some());
+                assert_eq!(left, by_loop.len(), "{destination:?}");
+            }
+        }
     }
 }

@@ -6,7 +6,7 @@ use crate::directory::Directory;
 use crate::inbox::{Inbox, Notify};
 use crate::message::{Destination, Message};
 use crate::slot::Slot;
-use crate::targets::{Deliveries, Targets};
+use crate::targets::{Announcements, Deliveries, Targets};
 
 /// The APICs of a VM, over storage that the hypervisor owns.
 ///
@@ -219,14 +219,14 @@ impl<'s, I: Inbox> Vm<'s, I> {
     }
 
     /// For [`Effect::Announce`](crate::Effect::Announce): each vCPU that `destination` means, and how
-    /// it is to be told of the vector that hardware has put into its IRR.
+    /// it is to be told of the vector that hardware has put into its IRR. `for_each` drives the iterator
+    /// fastest.
+    #[inline]
     pub fn announce(
         &self,
         destination: Destination,
         sender: Option<usize>,
     ) -> impl Iterator<Item = (usize, Notify)> + use<'_, 's, I> {
-        let slots = self.slots;
-        self.targets(destination, sender)
-            .filter_map(move |index| Some((index, slots.get(index)?.inbox().announce())))
+        Announcements(Targets::new(self, Message::to(destination), sender))
     }
 }
