@@ -4,6 +4,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use static_assertions::const_assert_eq;
+use vlapic_core::{Inbox, Notify};
 
 use crate::backing::Whereabouts;
 use crate::irte::GuestIrte;
@@ -122,26 +123,26 @@ impl<'s> Route<'s> {
     }
 
     /// Attaches the route, which is one of those given to `shared`, to vCPU `index`, whose backing
-    /// page the entry names; any one CPU may call. `false` if there is no such vCPU.
+    /// page the entry names; any one CPU may call. `None` if there is no such vCPU. Otherwise carry
+    /// the notification out: until now the entry may have told nobody, or a CPU that the vCPU has
+    /// just left, of what it has posted.
     ///
-    /// Ordering: the target is stored, then a SeqCst fence, then the vCPU's whereabouts are read;
-    /// the vCPU stores its whereabouts, then has a SeqCst fence, then reads the targets. So at least
-    /// one of them sees the other. A change of whereabouts between the read and the store to the
-    /// entry is noticed by reading again.
-    #[must_use]
-    pub fn attach(&self, shared: &Shared<'_>, index: usize) -> bool {
-        let (Some(slot), Ok(target)) = (shared.vm().slot(index), u32::try_from(index + 1)) else {
-            return false;
-        };
+    /// Ordering: the target is stored and the entry set by the vCPU's whereabouts, then a SeqCst fence,
+    /// then the whereabouts are read again, until they have not changed; the vCPU stores its
+    /// whereabouts, then has a SeqCst fence, then reads the targets and sets their entries. So at least
+    /// one of them sees the other, and who comes last has the entry right.
+    #[must_use = "the vCPU has to be told"]
+    pub fn attach(&self, shared: &Shared<'_>, index: usize) -> Option<Notify> {
+        let slot = shared.vm().slot(index)?;
+        let target = u32::try_from(index + 1).ok()?;
         self.target.store(target, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
         let mut whereabouts = slot.inbox().whereabouts();
         loop {
             self.irte.steer(whereabouts);
             fence(Ordering::SeqCst);
             let now = slot.inbox().whereabouts();
             if now == whereabouts {
-                return true;
+                return Some(slot.inbox().announce());
             }
             whereabouts = now;
         }

@@ -97,7 +97,7 @@ impl Ground {
                 suppress_page_faults: false,
             };
             irte.store_disabled(target.encode().expect("set up right"));
-            assert!(routes[index].attach(shared, index));
+            assert_eq!(routes[index].attach(shared, index), Some(Notify::None));
         }
         let window: &'static Window = Box::leak(Box::new(Window::new()));
         Ground { vm, shared, window, maps, log, memory }

@@ -235,7 +235,7 @@ fn an_ipi_by_hardware_and_sleep() {
 #[test]
 fn a_device_and_sleep() {
     let ground = Ground::new();
-    assert!(ground.route().attach(ground.shared, 0));
+    assert!(ground.route().attach(ground.shared, 0).is_some());
     let (slept, seen) = (Cell::new(false), Cell::new((false, false)));
     let interrupt = || {
         ground.set_irr();
@@ -297,7 +297,7 @@ fn a_route_attached_while_the_vcpu_comes_and_goes() {
                 ground.detach();
                 before();
             },
-            one: (&|| assert!(ground.route().attach(ground.shared, 0)), &|| {
+            one: (&|| assert!(ground.route().attach(ground.shared, 0).is_some()), &|| {
                 ground.route_word() << 1 | u64::from(ground.route().target().is_some())
             }),
             other: (change, &|| ground.whereabouts()),

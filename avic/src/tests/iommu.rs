@@ -32,8 +32,9 @@ fn routes_follow_their_vcpu() {
     for erratum_1235 in [false, true] {
         let mut rig = rig(Capabilities { erratum_1235, ..CAPS });
         let routes = rig.shared.routes();
-        assert!(routes[0].attach(rig.shared, 0) && routes[1].attach(rig.shared, 1));
-        assert!(!routes[2].attach(rig.shared, 2), "no such vCPU");
+        assert_eq!(routes[0].attach(rig.shared, 0), Some(Notify::None));
+        assert_eq!(routes[1].attach(rig.shared, 1), Some(Notify::None));
+        assert_eq!(routes[2].attach(rig.shared, 2), None, "no such vCPU");
         assert_eq!(state(&rig, 0), (false, false, 0));
         rig.enter(0);
         assert_eq!(state(&rig, 0), (true, false, 0x10), "whatever the erratum");
@@ -57,8 +58,13 @@ fn a_route_attached_late_finds_the_vcpu() {
     rig.enter(0);
     let route = &rig.shared.routes()[0];
     assert_eq!(route.target(), None);
-    assert!(route.attach(rig.shared, 0));
+    // What came before may have told nobody.
+    let doorbell = Notify::Doorbell { destination: 0x10 };
+    assert_eq!(route.attach(rig.shared, 0), Some(doorbell));
     assert_eq!(state(&rig, 0), (true, false, 0x10));
+    assert!(rig.vcpus[0].block(INPUT));
+    assert_eq!(route.attach(rig.shared, 0), Some(Notify::Wake));
+    rig.enter(0);
     route.detach();
     rig.vcpus[0].preempt();
     assert_eq!(state(&rig, 0), (true, false, 0x10), "nobody's now");
@@ -71,7 +77,7 @@ fn attaching_races_with_running() {
     for round in 0..300 {
         shared.routes()[0].detach();
         std::thread::scope(|scope| {
-            scope.spawn(|| assert!(shared.routes()[0].attach(shared, 0)));
+            scope.spawn(|| assert!(shared.routes()[0].attach(shared, 0).is_some()));
             if round % 2 == 0 {
                 rig.enter(0);
             } else {

@@ -52,7 +52,8 @@ impl Hypervisor<'_> {
         self.machine.iommu.invalidate_interrupt_table();
         cell.store_disabled(entry.encode().expect("an aligned page"));
         self.machine.iommu.invalidate_interrupt_table();
-        assert!(self.route_of(index).attach(self.shared, index), "a vCPU of the VM");
+        let notify = self.route_of(index).attach(self.shared, index).expect("a vCPU of the VM");
+        self.notify(index, notify);
     }
 
     /// Takes the entries out of the IOMMU's log, tells those they name, and starts the log again if it overflowed.
