@@ -2,110 +2,94 @@
 
 use core::fmt;
 
-/// A reason for which a vCPU runs without AVIC although it was granted, by plain emulation over the
-/// same page.
-///
-/// Those of the first group are the hypervisor's: it sets them for the VM
-/// ([`Shared::inhibit`](crate::Shared::inhibit)), for one vCPU
-/// ([`Backing::inhibit`](crate::Backing::inhibit)), or by a call of its own. Those of the second
-/// group are read from the APIC pages and IA32_APIC_BASE before each entry, and come and go by
-/// themselves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-#[repr(u8)]
-pub enum Inhibit {
-    /// The hypervisor does not want it.
-    Disabled,
-    /// The virtual 8254's ticks are re-injected at each EOI, which must therefore be seen.
-    PitReinjection,
-    /// Hyper-V's AutoEOI: taking an interrupt ends it, which hardware does not know.
-    SynicAutoEoi,
-    /// A guest with encrypted memory: hardware and hypervisor could not share the page.
-    Sev,
-    /// Interrupts are held back (a debugger).
-    BlockInterrupts,
-    /// The vCPU runs a guest of its own.
-    Nested,
-    /// An interrupt that is not the APIC's (ExtINT) waits for the guest to become interruptible:
-    /// [`Vcpu::set_external_interrupt_window`](crate::Vcpu::set_external_interrupt_window).
-    InterruptWindow,
+use static_assertions::const_assert;
 
-    /// IA32_APIC_BASE.EN is clear: there is no APIC to accelerate.
-    Absent,
-    /// The register window is not at its default address.
-    BaseMoved,
-    /// x2APIC mode without x2AVIC.
-    X2ApicUnsupported,
-    /// A vCPU of the VM has an APIC ID above what the tables of this mode can hold: 254 for xAVIC,
-    /// 511 or 4095 for x2AVIC, less if the table's storage is shorter. A broadcast would miss it.
-    IdTooLarge,
-    /// x2APIC mode, and a vCPU has APIC ID 255, of which the manual does not say how x2AVIC treats
-    /// it ([`Trust::entry_255`](crate::Trust::entry_255)).
-    Id255,
-    /// A vCPU in xAPIC mode has changed its APIC ID: the tables are indexed by the one it was made
-    /// with.
-    IdModified,
-    /// x2APIC mode while another vCPU accepts interrupts in xAPIC mode: hardware looks for logical
-    /// destinations among x2APIC IDs only.
-    MixedModes,
-    /// xAPIC mode, and this vCPU's DFR does not select the model that the logical table is laid out
-    /// in: hardware may go by the sender's DFR.
-    LogicalModel,
-    /// The guest uses AMD's interrupt enable registers, which AVIC does not look at.
-    InterruptEnableRegisters,
-    /// The logical APIC IDs of the VM are not one bit each, all different, in one model. This one
-    /// does not turn AVIC off: the logical table stays empty, logical IPIs exit and are emulated.
-    LogicalIds,
+/// Makes the enum, the list of its variants and their names of one list, so that none is left out of another.
+macro_rules! inhibits {
+    ($(#[$about:meta])* pub enum Inhibit { $($(#[$doc:meta])* $name:ident = $text:literal,)+ }) => {
+        $(#[$about])*
+        pub enum Inhibit {
+            $($(#[$doc])* $name,)+
+        }
+
+        impl Inhibit {
+            /// All.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+        }
+
+        impl fmt::Display for Inhibit {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$name => $text,)+
+                })
+            }
+        }
+    };
 }
 
-impl Inhibit {
-    /// All.
-    pub const ALL: [Self; 17] = [
-        Self::Disabled,
-        Self::PitReinjection,
-        Self::SynicAutoEoi,
-        Self::Sev,
-        Self::BlockInterrupts,
-        Self::Nested,
-        Self::InterruptWindow,
-        Self::Absent,
-        Self::BaseMoved,
-        Self::X2ApicUnsupported,
-        Self::IdTooLarge,
-        Self::Id255,
-        Self::IdModified,
-        Self::MixedModes,
-        Self::LogicalModel,
-        Self::InterruptEnableRegisters,
-        Self::LogicalIds,
-    ];
+inhibits! {
+    /// A reason for which a vCPU runs without AVIC although it was granted, by plain emulation over the
+    /// same page.
+    ///
+    /// Those of the first group are the hypervisor's: it sets them for the VM
+    /// ([`Shared::inhibit`](crate::Shared::inhibit)), for one vCPU
+    /// ([`Backing::inhibit`](crate::Backing::inhibit)), or by a call of its own. Those of the second
+    /// group are read from the APIC pages and IA32_APIC_BASE before each entry, and come and go by
+    /// themselves.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    #[non_exhaustive]
+    #[repr(u8)]
+    pub enum Inhibit {
+        /// The hypervisor does not want it.
+        Disabled = "disabled",
+        /// The virtual 8254's ticks are re-injected at each EOI, which must therefore be seen.
+        PitReinjection = "pit-reinjection",
+        /// Hyper-V's AutoEOI: taking an interrupt ends it, which hardware does not know.
+        SynicAutoEoi = "synic-auto-eoi",
+        /// A guest with encrypted memory: hardware and hypervisor could not share the page.
+        Sev = "sev",
+        /// Interrupts are held back (a debugger).
+        BlockInterrupts = "interrupts-blocked",
+        /// The vCPU runs a guest of its own.
+        Nested = "nested",
+        /// An interrupt that is not the APIC's (ExtINT) waits for the guest to become interruptible:
+        /// [`Vcpu::set_external_interrupt_window`](crate::Vcpu::set_external_interrupt_window).
+        InterruptWindow = "interrupt-window",
 
-    pub(crate) const fn bit(self) -> u32 {
-        1 << self as u8
+        /// IA32_APIC_BASE.EN is clear: there is no APIC to accelerate.
+        Absent = "apic-absent",
+        /// The register window is not at its default address.
+        BaseMoved = "base-moved",
+        /// x2APIC mode without x2AVIC.
+        X2ApicUnsupported = "x2apic-unsupported",
+        /// A vCPU of the VM has an APIC ID above what the tables of this mode can hold: 254 for xAVIC,
+        /// 511 or 4095 for x2AVIC, less if the table's storage is shorter. A broadcast would miss it.
+        IdTooLarge = "id-too-large",
+        /// x2APIC mode, and a vCPU has APIC ID 255, of which the manual does not say how x2AVIC treats
+        /// it ([`Trust::entry_255`](crate::Trust::entry_255)).
+        Id255 = "id-255",
+        /// A vCPU in xAPIC mode has changed its APIC ID: the tables are indexed by the one it was made
+        /// with.
+        IdModified = "id-modified",
+        /// x2APIC mode while another vCPU accepts interrupts in xAPIC mode: hardware looks for logical
+        /// destinations among x2APIC IDs only.
+        MixedModes = "mixed-modes",
+        /// xAPIC mode, and this vCPU's DFR does not select the model that the logical table is laid out
+        /// in: hardware may go by the sender's DFR.
+        LogicalModel = "logical-model",
+        /// The guest uses AMD's interrupt enable registers, which AVIC does not look at.
+        InterruptEnableRegisters = "interrupt-enable-registers",
+        /// The logical APIC IDs of the VM are not one bit each, all different, in one model. This one
+        /// does not turn AVIC off: the logical table stays empty, logical IPIs exit and are emulated.
+        LogicalIds = "logical-ids",
     }
 }
 
-impl fmt::Display for Inhibit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Disabled => "disabled",
-            Self::PitReinjection => "pit-reinjection",
-            Self::SynicAutoEoi => "synic-auto-eoi",
-            Self::Sev => "sev",
-            Self::BlockInterrupts => "interrupts-blocked",
-            Self::Nested => "nested",
-            Self::InterruptWindow => "interrupt-window",
-            Self::Absent => "apic-absent",
-            Self::BaseMoved => "base-moved",
-            Self::X2ApicUnsupported => "x2apic-unsupported",
-            Self::IdTooLarge => "id-too-large",
-            Self::Id255 => "id-255",
-            Self::IdModified => "id-modified",
-            Self::MixedModes => "mixed-modes",
-            Self::LogicalModel => "logical-model",
-            Self::InterruptEnableRegisters => "interrupt-enable-registers",
-            Self::LogicalIds => "logical-ids",
-        })
+const_assert!(Inhibit::ALL.len() <= 32);
+
+impl Inhibit {
+    pub(crate) const fn bit(self) -> u32 {
+        1 << self as u8
     }
 }
 
@@ -154,7 +138,7 @@ impl Inhibits {
 
     /// The members.
     pub fn iter(self) -> impl Iterator<Item = Inhibit> {
-        Inhibit::ALL.into_iter().filter(move |&inhibit| self.contains(inhibit))
+        Inhibit::ALL.iter().copied().filter(move |&inhibit| self.contains(inhibit))
     }
 }
 
@@ -171,7 +155,7 @@ mod tests {
     #[test]
     fn members_are_distinct_and_all_but_one_stop() {
         let mut all = Inhibits::NONE;
-        for inhibit in Inhibit::ALL {
+        for &inhibit in Inhibit::ALL {
             assert!(!all.contains(inhibit));
             let one = Inhibits::NONE.with_if(inhibit, true);
             assert_eq!(one.iter().collect::<std::vec::Vec<_>>(), [inhibit]);

@@ -127,7 +127,7 @@ impl<'m> Vcpus<'m> {
                     }
                     6 => self.window.unmapped(),
                     _ => {
-                        let reason = *bytes.choose(&avic::Inhibit::ALL)?;
+                        let reason = *bytes.choose(avic::Inhibit::ALL)?;
                         let backing = self.shared.vm().slots()[index].inbox();
                         if bool::arbitrary(bytes)? {
                             told(index, backing.inhibit(reason));
