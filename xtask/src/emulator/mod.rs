@@ -58,10 +58,19 @@ impl Emulator {
         match machine {
             Machine::Bochs => bochs::Bochs::find(workspace).map(Self::Bochs),
             Machine::QemuSvm => {
-                qemu::Qemu::find(workspace, qemu::Acceleration::Tcg).map(Self::Qemu)
+                let acceleration = qemu::Acceleration::Tcg(qemu::Threads::OneEach);
+                qemu::Qemu::find(workspace, acceleration).map(Self::Qemu)
             }
             Machine::Kvm => qemu::Qemu::find_kvm(workspace).map(Self::Qemu),
             Machine::Metal => bail!("a real machine is watched, not started"),
+        }
+    }
+
+    /// The same, with one host thread for all CPUs where there is a choice.
+    pub(crate) fn one_thread(self) -> Self {
+        match self {
+            Self::Qemu(qemu) => Self::Qemu(qemu.one_thread()),
+            Self::Bochs(_) => self,
         }
     }
 

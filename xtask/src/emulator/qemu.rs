@@ -13,9 +13,16 @@ use crate::workspace::Workspace;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Acceleration {
     /// Emulated; SVM but no VT-x.
-    Tcg,
+    Tcg(Threads),
     /// On the host's VT-x or SVM; the image has the same, nested.
     Kvm(Nested),
+}
+
+/// The host threads that CPUs are emulated in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Threads {
+    OneEach,
+    OneForAll,
 }
 
 /// What KVM gives its guests for guests of their own.
@@ -58,11 +65,19 @@ impl Qemu {
             .context("no QEMU: put qemu-system-x86_64 on PATH, or let apt reach its site")
     }
 
+    /// The same, with one thread for all CPUs where they are emulated.
+    pub(crate) fn one_thread(mut self) -> Self {
+        if let Acceleration::Tcg(threads) = &mut self.acceleration {
+            *threads = Threads::OneForAll;
+        }
+        self
+    }
+
     pub(crate) fn describe(&self) -> String {
         let program =
             self.program.last().map(|path| path.display().to_string()).unwrap_or_default();
         let nested = match self.acceleration {
-            Acceleration::Tcg => "",
+            Acceleration::Tcg(_) => "",
             Acceleration::Kvm(Nested::VtX) => ", nested VT-x",
             Acceleration::Kvm(Nested::Svm) => ", nested SVM",
         };
@@ -101,7 +116,7 @@ impl Qemu {
             command.arg("-L").arg(path);
         }
         // `host` shows what is nested; `max` has all that TCG can emulate.
-        let cpu = if self.acceleration == Acceleration::Tcg { "max" } else { "host" };
+        let cpu = if matches!(self.acceleration, Acceleration::Tcg(_)) { "max" } else { "host" };
         command
             .args([
                 "-accel",
@@ -139,7 +154,8 @@ impl Qemu {
 
     const fn accelerator(&self) -> &'static str {
         match self.acceleration {
-            Acceleration::Tcg => "tcg",
+            Acceleration::Tcg(Threads::OneEach) => "tcg",
+            Acceleration::Tcg(Threads::OneForAll) => "tcg,thread=single",
             Acceleration::Kvm(_) => "kvm",
         }
     }

@@ -177,6 +177,22 @@ impl Report {
         self.faults.extend(faults);
     }
 
+    /// Takes what another run, which is finished, has on the same machine.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.begin = self.begin.take().or(other.begin);
+        self.listed.extend(other.listed);
+        self.cases.extend(other.cases);
+        self.exits.extend(other.exits);
+        self.upcalls.extend(other.upcalls);
+        self.bugs.extend(other.bugs);
+        self.oracles.extend(other.oracles);
+        self.deviations.extend(other.deviations);
+        self.mismatches.extend(other.mismatches);
+        self.observed.extend(other.observed);
+        self.faults.extend(other.faults);
+        self.exit = self.exit.max(other.exit);
+    }
+
     fn close_running(&mut self, why: &str) {
         if let Some(mut case) = self.running.take() {
             case.result = Outcome::Fail;

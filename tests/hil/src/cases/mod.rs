@@ -130,9 +130,13 @@ const GROUPS: &[&[Case]] = &[
 /// Runs what the command line asks for; whether nothing failed.
 pub(crate) fn run(line: &CommandLine) -> bool {
     let mut right = true;
+    ipis::configure(line);
     pages::configure(line);
     for case in GROUPS.iter().chain(rows::GROUPS).chain(&[pages::CASES]).copied().flatten() {
         if !line.value("case").is_none_or(|part| case.name.contains(part)) {
+            continue;
+        }
+        if line.value("without") == Some(case.name) {
             continue;
         }
         if line.has("list") {

@@ -11,6 +11,7 @@
 //! exit             what an exit says
 //! interrupt        injecting, windows, virtual interrupts, host interrupts that ended the guest's turn
 //! device           accesses of the guest to a device or to CR8: found out, completed
+//! defects          one of QEMU's VMRUN, and what is done instead
 //! turn             bounding the guest's turn by the host's timer
 //! smoke            the cases that try each of them alone
 //! ```
@@ -18,6 +19,7 @@
 //! Nothing here knows what a local APIC is, beyond the interrupt fields of the control block.
 
 pub(crate) mod capability;
+mod defects;
 pub(crate) mod device;
 pub(crate) mod exit;
 pub(crate) mod interrupt;

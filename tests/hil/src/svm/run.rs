@@ -3,6 +3,7 @@
 use core::arch::naked_asm;
 use core::mem::offset_of;
 
+use super::defects::AsSoftware;
 use super::vcpu::Current;
 use super::vmcb::Vmcb;
 use super::{Exit, SvmError, turn};
@@ -21,6 +22,7 @@ impl Current<'_> {
         (vcpu.vmcb.save.rax, vcpu.vmcb.save.rsp) = (rax, rsp);
         // Nothing is kept of what the processor may have cached, so nothing can be stale.
         vcpu.vmcb.control.clean = 0;
+        let as_software = AsSoftware::begin(&mut vcpu.vmcb.control);
         let bound = vcpu.turn;
         bound.inspect(|&ticks| turn::start(ticks));
         let (guest, host) = (vcpu.vmcb.pointer(), vcpu.host.pointer());
@@ -28,6 +30,7 @@ impl Current<'_> {
         // owned; `enter` keeps what the ABI wants kept. What the guest may touch is bounded by its nested tables.
         unsafe { enter(&raw mut vcpu.registers, guest, host) };
         bound.inspect(|_| turn::end());
+        as_software.inspect(|event| event.end(&mut vcpu.vmcb.control));
         let exit = Exit::read(&vcpu.vmcb.control)?;
         let (rax, rsp) = (vcpu.vmcb.save.rax, vcpu.vmcb.save.rsp);
         let [to_rax, _, _, _, to_rsp, ..] = &mut vcpu.registers.general;
