@@ -123,7 +123,9 @@ impl Vcpu<'_> {
         let access = NoAcceleration::decode(info_1, info_2);
         let extended_lvt = self.features.contains(Feature::ExtendedLvt);
         let Some(register) = access.register() else { return self.undone(access) };
-        if !access.write {
+        // In xAPIC mode there is no SELF IPI: its slot is one that the table does not name.
+        let unnamed = register == Register::SelfIpi && self.slot().mode() != Mode::X2Apic;
+        if !access.write || unnamed {
             return self.undone(access);
         }
         if register == Register::Eoi {

@@ -6,7 +6,7 @@ use vlapic_core::{
 };
 
 use super::{CAPS, Options, Rig};
-use crate::{Capabilities, Handling};
+use crate::Capabilities;
 
 const IPI: u64 = 0x401;
 const ACCESS: u64 = 0x402;
@@ -122,6 +122,21 @@ fn x2apic_destinations_are_wide() {
     assert_eq!(outcome, ExitOutcome::Done(Effect::Ipi(message)));
 }
 
+/// Which writes are traps: APM Vol. 2 Table 15-22, and the two that the processor carries out itself where it can. The
+/// four entries of the extended LVT only where the processor says that it knows them.
+const TRAPS: [u16; 17] = [
+    0x020, 0x080, 0x0B0, 0x0C0, 0x0D0, 0x0E0, 0x0F0, 0x280, 0x300, 0x320, 0x330, 0x340, 0x350,
+    0x360, 0x370, 0x380, 0x3E0,
+];
+
+fn is_trap(offset: u16, extended_lvt: bool, x2apic: bool) -> bool {
+    match offset {
+        0x3F0 => x2apic,
+        0x500..=0x530 => extended_lvt,
+        _ => TRAPS.contains(&offset),
+    }
+}
+
 /// Every row of the access table, as a write and as a read that exits.
 #[test]
 fn every_access_is_trap_or_fault() {
@@ -135,9 +150,7 @@ fn every_access_is_trap_or_fault() {
                     rig.enter_x2apic(0);
                 }
                 rig.enter(0);
-                let register = Register::at(offset);
-                let handling = register.map(|register| Handling::of_write(register, extended_lvt));
-                let trap = matches!(handling, Some(Handling::Trap | Handling::Accelerated));
+                let trap = is_trap(offset, extended_lvt, x2apic);
                 let outcome = rig.exit(0, ACCESS, WRITE | u64::from(offset), 0);
                 check(outcome, trap, offset, true, x2apic);
                 let outcome = rig.exit(0, ACCESS, u64::from(offset), 0);
