@@ -2,6 +2,7 @@
 
 mod addressing;
 mod entries;
+mod every_id;
 mod every_inhibit;
 mod exits;
 mod inhibits;
