@@ -68,6 +68,15 @@ fn these_are_all() {
     );
 }
 
+/// What the driver does about each knob is said where its users look.
+#[test]
+fn the_readme_names_every_knob() {
+    let readme = include_str!("../../avic/README.md");
+    for reading in Knobs::all_readings() {
+        assert!(readme.contains(&format!("`{}`", reading.knob)), "{}", reading.knob);
+    }
+}
+
 /// Sent to one that there is and one that there is not: the exit comes after the first has it, so the driver, which
 /// sends all of it, sends it to the first again.
 #[test]
