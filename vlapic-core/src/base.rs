@@ -79,10 +79,10 @@ impl ApicBase {
         self.0 & (Self::EN | Self::EXTD) == Self::EN
     }
 
-    /// Whether the mode is [`Mode::X2Apic`].
+    /// Whether the mode is [`Mode::X2Apic`], of a [`valid`](Self::valid) word: EXTD says it alone.
     #[inline]
     pub(crate) const fn in_x2apic_mode(self) -> bool {
-        self.0 & (Self::EN | Self::EXTD) == Self::EN | Self::EXTD
+        self.0 & Self::EXTD != 0
     }
 
     /// Bit 8: the bootstrap processor.
@@ -105,7 +105,12 @@ impl ApicBase {
         if !profile.x2apic() {
             reserved |= Self::EXTD;
         }
-        self.0 & reserved == 0 && self.0 & (Self::EN | Self::EXTD) != Self::EXTD
+        self.0 & reserved == 0 && self.consistent()
+    }
+
+    /// Whether EN is set where EXTD is.
+    pub(crate) const fn consistent(self) -> bool {
+        self.0 & (Self::EN | Self::EXTD) != Self::EXTD
     }
 
     /// The word with EN and EXTD clear.

@@ -8,7 +8,6 @@ use crate::inbox::Inbox;
 use crate::latches::{Event, Pin};
 use crate::lvt::{Lvt, LvtDelivery};
 use crate::plain::Plain;
-use crate::priority::settled_priority;
 use crate::profile::Profile;
 use crate::register::{LvtEntry, Register};
 use crate::slot::{Outcome, Slot};
@@ -189,10 +188,18 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
         if !self.slot.delivers() {
             return None;
         }
-        let vector = self.highest_request()?;
+        if self.has_interrupt_enables() {
+            return self.nominate_enabled();
+        }
         let page = self.slot.page();
-        let priority = settled_priority(page.read(Register::Tpr) as u8, page.isr());
-        (vector.class() > priority & 0xF0).then_some(vector)
+        let vector = page.irr().highest_above_classes_of(page.isr())?;
+        (vector.class() > page.read(Register::Tpr) as u8 & 0xF0).then_some(vector)
+    }
+
+    #[cold]
+    fn nominate_enabled(&self) -> Option<Vector> {
+        let vector = self.highest_request()?;
+        (vector.class() > self.processor_priority() & 0xF0).then_some(vector)
     }
 
     /// AMD's IER counts.

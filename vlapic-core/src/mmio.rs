@@ -67,16 +67,13 @@ impl<I: Inbox> LocalApic<'_, I> {
     /// bytes of a slot get that part of the register; all others get zero and do nothing.
     /// Reserved registers read zero and set ESR bit 7. If the APIC is not in xAPIC mode there is
     /// no window and all bits read as one (SDM Vol. 3A 10.4.1, 10.12.2).
-    #[inline]
+    #[inline(always)]
     pub fn read_mmio(&mut self, offset: u16, width: Width, now: u64) -> u64 {
-        if width != Width::Dword
-            || !self.slot.base().in_xapic_mode()
-            || self.timer.due(now)
-            || !self.plain.in_memory(offset)
-        {
-            return self.read_mmio_unusual(offset, width, now);
+        let usual = width == Width::Dword && self.slot.base().in_xapic_mode();
+        if usual && !self.timer.due(now) && self.plain.in_memory(offset) {
+            return u64::from(self.slot.page().load(offset));
         }
-        u64::from(self.slot.page().load(offset))
+        self.read_mmio_unusual(offset, width, now)
     }
 
     #[cold]
@@ -109,7 +106,7 @@ impl<I: Inbox> LocalApic<'_, I> {
         if usual && !self.timer.due(now) {
             match offset & 0xFF0 {
                 0x080 => return self.write_tpr(value as u32),
-                0x0B0 => return self.after_eoi(),
+                0x0B0 => return self.end_of_interrupt(),
                 0x300 => {
                     let low = value as u32 & stored_bits(Register::IcrLow, self.slot.profile());
                     self.store_guest(Register::IcrLow, low);

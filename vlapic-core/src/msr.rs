@@ -22,13 +22,14 @@ impl<I: Inbox> LocalApic<'_, I> {
     /// # Errors
     /// #GP for an MSR that does not exist in the APIC's mode, for a write-only one, and for an
     /// MSR that is not the APIC's ([`is_apic_msr`]). SDM Vol. 3A 10.12.1.2; APM Vol. 2 16.11.
-    #[inline]
+    #[inline(always)]
     pub fn read_msr(&mut self, msr: u32, now: u64) -> Result<u64, Fault> {
         let index = msr.wrapping_sub(0x800);
-        if !self.slot.base().in_x2apic_mode() || self.timer.due(now) || !self.plain.in_msrs(index) {
-            return self.read_msr_unusual(msr, now);
+        let usual = self.slot.base().in_x2apic_mode() && !self.timer.due(now);
+        if usual && self.plain.in_msrs(index) {
+            return Ok(u64::from(self.slot.page().load((index << 4) as u16)));
         }
-        Ok(u64::from(self.slot.page().load((index << 4) as u16)))
+        self.read_msr_unusual(msr, now)
     }
 
     #[cold]
@@ -62,7 +63,7 @@ impl<I: Inbox> LocalApic<'_, I> {
         if self.slot.base().in_x2apic_mode() && !self.timer.due(now) {
             match msr {
                 0x808 if value <= 0xFF => return Ok(self.write_tpr(value as u32)),
-                0x80B if value == 0 => return Ok(self.after_eoi()),
+                0x80B if value == 0 => return Ok(self.end_of_interrupt()),
                 0x830 if self.legal(Register::IcrLow, value) => return Ok(self.write_icr(value)),
                 0x83F if value <= 0xFF => return Ok(self.write_self_ipi(value as u32)),
                 _ => {}

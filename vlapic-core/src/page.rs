@@ -95,7 +95,7 @@ impl ApicPage {
     #[inline]
     pub(crate) fn word(&self, offset: u16) -> &AtomicU32 {
         // The mask keeps the index below 1024, so no bounds check is left.
-        &self.words[usize::from(offset >> 2) & 1023]
+        &self.words[usize::from(offset) >> 2 & 1023]
     }
 }
 

@@ -18,6 +18,7 @@ impl Plain {
     #[inline]
     pub(crate) const fn in_memory(&self, offset: u16) -> bool {
         // The whole offset of a slot below 40.
+        let offset = offset as u32;
         offset & 0xFC0F == 0 && self.in_memory >> (offset >> 4 & 0x3F) & 1 != 0
     }
 

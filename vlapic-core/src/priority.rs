@@ -9,15 +9,9 @@ use crate::vectors::VectorSet;
 
 /// PPR: TPR if its class is at least that of the highest vector in service, else that vector's class.
 #[inline]
-fn processor_priority(tpr: u8, isr: VectorSet<'_>) -> u8 {
+pub(crate) fn processor_priority(tpr: u8, isr: VectorSet<'_>) -> u8 {
     let in_service = isr.highest().map_or(0, Vector::class);
     if tpr & 0xF0 >= in_service { tpr } else { in_service }
-}
-
-/// The same, the quicker where nothing is in service.
-#[inline]
-pub(crate) fn settled_priority(tpr: u8, isr: VectorSet<'_>) -> u8 {
-    if isr.is_empty() { tpr } else { processor_priority(tpr, isr) }
 }
 
 impl<I: Inbox> LocalApic<'_, I> {

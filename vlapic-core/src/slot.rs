@@ -151,6 +151,7 @@ impl<'p, I: Inbox> Slot<'p, I> {
     }
 
     pub(crate) fn set_base(&self, base: ApicBase) {
+        debug_assert!(base.consistent());
         self.base.store(base.bits(), Ordering::Relaxed);
     }
 

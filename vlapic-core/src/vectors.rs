@@ -138,20 +138,50 @@ impl<'p> VectorSet<'p> {
         // Most sets are empty or hold one vector: half of the banks at a time finds that out.
         let upper = if bank(4) | bank(5) | bank(6) | bank(7) != 0 { first(4..8) } else { None };
         let (index, word) = upper.or_else(|| first(0..4))?;
-        Vector::new((index as u8) << 5 | (word.leading_zeros() ^ 31) as u8)
+        let top = 31u32.checked_sub(word.leading_zeros())?;
+        Vector::new((index as u8) << 5 | top as u8)
     }
 
     /// For the owner: removes the highest vector by a plain store.
     #[inline]
     pub(crate) fn take_highest_owned(self) -> Option<Vector> {
         let vector = self.highest()?;
-        self.remove_owned(vector);
+        let word = self.word(vector);
+        // The bit is set.
+        word.store(word.load(Ordering::Relaxed) ^ bit(vector), Ordering::Relaxed);
         Some(vector)
+    }
+
+    /// The highest vector, if nothing in `above` is of its class or a higher one.
+    #[inline]
+    pub(crate) fn highest_above_classes_of(self, above: Self) -> Option<Vector> {
+        let banks = |index| (self.bank(index), above.bank(index));
+        let first = |indices: Range<usize>| {
+            let both = indices.rev().map(|index| (index, banks(index)));
+            both.into_iter().find(|&(_, (own, other))| own | other != 0)
+        };
+        let any = |index| self.bank(index) | above.bank(index);
+        let upper = if any(4) | any(5) | any(6) | any(7) != 0 { first(4..8) } else { None };
+        let (index, (own, other)) = upper.or_else(|| first(0..4))?;
+        let top = 31u32.checked_sub(own.leading_zeros())?;
+        // A bank is two classes: bit 4 of the vector says which.
+        let free = other >> (top & 16) == 0;
+        Vector::new((index as u8) << 5 | top as u8).filter(|_| free)
+    }
+
+    /// Whether the set has no vector that is `highest` or lower.
+    #[inline]
+    pub(crate) fn is_empty_up_to(self, highest: Vector) -> bool {
+        let lower = self.bank(0) | self.bank(1) | self.bank(2) | self.bank(3);
+        if highest.get() < 0x80 {
+            return lower == 0;
+        }
+        lower | self.bank(4) | self.bank(5) | self.bank(6) | self.bank(7) == 0
     }
 
     #[inline]
     fn word(self, vector: Vector) -> &'p AtomicU32 {
-        self.bank_word(usize::from(vector.get() >> 5))
+        self.bank_word(usize::from(vector.get()) >> 5)
     }
 
     #[inline]
@@ -162,7 +192,7 @@ impl<'p> VectorSet<'p> {
 
 #[inline]
 const fn bit(vector: Vector) -> u32 {
-    1 << (vector.get() & 31)
+    1 << (vector.get() as u32 & 31)
 }
 
 #[inline]
@@ -206,6 +236,44 @@ mod tests {
         page.store(0x200, 0x0001_FFFF);
         assert_eq!(page.irr().highest(), Some(Vector::LOWEST));
         assert_eq!(page.irr().iter().count(), 1);
+    }
+
+    #[test]
+    fn one_pass_says_what_two_say() {
+        // All pairs of one request and one in service, and each alone; something low beside both.
+        for requested in 15..=255u8 {
+            for serving in 15..=255u8 {
+                let page = ApicPage::new();
+                let (request, service) = (Vector::new(requested), Vector::new(serving));
+                if let Some(vector) = request {
+                    page.irr().insert(vector);
+                    page.irr().insert(Vector::LOWEST);
+                }
+                if let Some(vector) = service {
+                    page.isr().insert_owned(vector);
+                    page.isr().insert_owned(Vector::LOWEST);
+                }
+                let class = service.map_or(0, Vector::class);
+                let expected = request.filter(|vector| vector.class() > class);
+                assert_eq!(page.irr().highest_above_classes_of(page.isr()), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn empty_up_to() {
+        for raw in 16..=255 {
+            let page = ApicPage::new();
+            let top = vector(raw);
+            assert!(page.isr().is_empty_up_to(top));
+            page.store(0x100, 0xFFFF);
+            assert!(page.isr().is_empty_up_to(top), "illegal vectors are none");
+            for lower in 16..=raw {
+                page.isr().insert_owned(vector(lower));
+                assert!(!page.isr().is_empty_up_to(top), "{lower} below {raw}");
+                page.isr().remove_owned(vector(lower));
+            }
+        }
     }
 
     #[test]

@@ -179,8 +179,16 @@ pub(crate) fn carry_out<I: Inbox>(
     sender: usize,
 ) {
     match effect {
-        Ok(Effect::None) => {}
         Ok(Effect::Ipi(message)) => deliver(vm, &message, Some(sender)),
+        _ => look_at(effect),
+    }
+}
+
+/// What the hypervisor does with what a write that sends nothing left to do.
+#[inline(always)]
+pub(crate) fn look_at(effect: Result<Effect, Fault>) {
+    match effect {
+        Ok(Effect::None) => {}
         Ok(Effect::EndOfInterrupt(vector)) => left_to_the_hypervisor(vector.get()),
         _ => left_to_the_hypervisor(0),
     }
@@ -188,6 +196,6 @@ pub(crate) fn carry_out<I: Inbox>(
 
 #[cold]
 #[inline(never)]
-fn left_to_the_hypervisor(what: u8) {
+pub(crate) fn left_to_the_hypervisor(what: u8) {
     black_box(what);
 }

@@ -9,7 +9,7 @@ use crate::floor;
 use crate::kernel;
 use crate::peer::{PeerWay, peer};
 use crate::row::{Contenders, Mode, Row};
-use crate::subject::{Memory, Msr, Places, emulated_one};
+use crate::subject::{Memory, Msr, Places, emulated_one, left_to_the_hypervisor, look_at};
 
 pub(super) fn rows() -> Vec<Row> {
     [of::<Memory>(), of::<Msr>()].into_iter().flatten().collect()
@@ -43,7 +43,7 @@ fn edge<W: PeerWay>() -> Row {
             if let Some(vector) = apic.nominate() {
                 black_box(apic.commit(vector));
             }
-            let _ = black_box(W::write(apic, at.eoi, 0));
+            look_at(W::write(apic, at.eoi, 0));
         });
         let peer = Contender::new("accept_interrupt, EOI", peer::<W>(), move |peer, _| {
             peer.accept_interrupt(black_box(0x61), false);
@@ -64,7 +64,7 @@ fn level<W: PeerWay>() -> Row {
             if let Some(vector) = apic.nominate() {
                 black_box(apic.commit(vector));
             }
-            let _ = black_box(W::write(apic, at.eoi, 0));
+            look_at(W::write(apic, at.eoi, 0));
         });
         let peer = Contender::new("accept_interrupt, handle_eoi", peer::<W>(), move |peer, _| {
             peer.accept_interrupt(black_box(0x61), true);
@@ -82,9 +82,13 @@ fn read<W: PeerWay, const OFFSET: u16>(name: &str, what: &'static str) -> Row {
         apic.slot().page().store(0x110, 2);
         apic.slot().page().store(0x210, 2);
         apic.update_ppr();
-        let ours = Contender::new("ours", apic, |apic, _| {
-            let _ = black_box(W::read(apic, W::place_of(OFFSET)));
-        });
+        let ours =
+            Contender::new("ours", apic, |apic, _| match W::read(apic, W::place_of(OFFSET)) {
+                Ok(value) => {
+                    black_box(value);
+                }
+                Err(_) => left_to_the_hypervisor(0),
+            });
         let peer = Contender::new("read", peer::<W>(), |peer, _| {
             let _ = black_box(W::peer_read(peer, W::place_of(OFFSET)));
         });
@@ -105,7 +109,7 @@ fn tpr<W: PeerWay>() -> Row {
         apic.slot().page().store(0x110, 2);
         apic.update_ppr();
         let ours = Contender::new("ours", apic, move |apic, index| {
-            let _ = black_box(W::write(apic, at.tpr, u64::from(index & 0x70)));
+            look_at(W::write(apic, at.tpr, u64::from(index & 0x70)));
             black_box(apic.slot().page().read(Register::Ppr));
         });
         let peer = Contender::new("write, read PPR", peer::<W>(), move |peer, index| {
