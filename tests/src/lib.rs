@@ -13,6 +13,7 @@ pub mod migrate;
 pub mod model;
 pub mod oracle;
 pub mod plain;
+pub mod readings;
 pub mod reference;
 pub mod schedule;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
