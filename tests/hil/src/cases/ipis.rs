@@ -4,10 +4,11 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::guest_apic::{DFR, ESR, LDR, LONG_ENOUGH, SOON, ensure, send};
 use super::stage::{self, GO, INDEX, PHASE, Stage};
-use super::{Case, Failure, Mode, Setting, guests};
+use super::{Case, Failure, Mode, Setting, check, guests};
 use crate::guest::{self, Apic, Context, MAX_VCPUS, apic, cpu};
-use crate::hypervisor::Config;
+use crate::hypervisor::{Config, Level};
 use crate::machine::command_line::CommandLine;
+use crate::machine::identity::{self, Machine};
 use crate::machine::smp;
 use crate::println;
 
@@ -15,6 +16,9 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "ipi-destinations", cpus: 2, applies: |_| true, run: destinations },
     Case { name: "ipi-storm", cpus: 2, applies: |_| true, run: storm },
 ];
+
+/// SVR's vector.
+const SPURIOUS: u8 = 0xFF;
 
 /// Word of the context: how many vCPUs there are.
 const VCPUS: usize = 0;
@@ -227,7 +231,14 @@ fn storm(setting: Setting) -> Result<(), Failure> {
     stage.launch(sender, guests::argument(setting.mode))?;
     (1..stage.vcpus()).for_each(|index| stage.start(index));
     stage.run_first(sender, guests::argument(setting.mode))?;
-    stage.finish_all()
+    stage.finish_all()?;
+    if (0..stage.vcpus()).any(|index| stage.context(index).count(SPURIOUS) != 0) {
+        // See docs/testing.md. A notification may come when an entry has taken its post in.
+        let known = setting.level == Level::Posted && identity::machine() == Machine::Bochs;
+        check(known, "a spurious interrupt")?;
+        println!("HIL-BUG name=D5 note=a late notification makes vector FF be taken");
+    }
+    Ok(())
 }
 
 /// Sends its own vector to all others, again as soon as all have taken it.
@@ -260,6 +271,7 @@ extern "C" fn sender(context: &'static Context, argument: u64) -> u64 {
             ensure!(cpu::wait_long(SOON, || is_at_end() || sent() != before));
         }
     }
-    ensure!(context.count(vector) == 0 && context.total() == rounds * (vcpus as u32 - 1));
+    let taken = context.total() - context.count(SPURIOUS);
+    ensure!(context.count(vector) == 0 && taken == rounds * (vcpus as u32 - 1));
     0
 }

@@ -21,6 +21,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "rows-posted-halted", cpus: 2, applies, run: halted },
     Case { name: "rows-posted-suppressed", cpus: 2, applies, run: |at| remote::run(at, sn, JOB) },
     Case { name: "rows-posted-rvi", cpus: 2, applies, run: |at| remote::run(at, highest, JOB) },
+    Case { name: "rows-posted-nothing", cpus: 2, applies, run: |at| remote::run(at, nothing, JOB) },
     Case { name: "rows-posted-root-mode", cpus: 1, applies, run: root_mode },
     Case { name: "rows-host-interrupt", cpus: 2, applies: |_| true, run: host_interrupt },
 ];
@@ -40,6 +41,7 @@ const POST: u64 = 1;
 const POST_SUPPRESSED: u64 = 2;
 const INTERRUPT_HOST: u64 = 3;
 const WAKE: u64 = 4;
+const NOTIFY: u64 = 5;
 
 const JOB: remote::Job = |machine, step| match step {
     POST => remote::post(machine, VECTOR),
@@ -53,6 +55,7 @@ const JOB: remote::Job = |machine, step| match step {
         remote::interrupt(VECTORS.running);
     }
     INTERRUPT_HOST => remote::interrupt(HOST_VECTOR),
+    NOTIFY => remote::interrupt(VECTORS.running),
     _ => {
         // Long enough for the guest to be halted.
         crate::cases::stage::pause(20_000);
@@ -183,6 +186,26 @@ fn sn(probe: &Probe) -> Result<(), Failure> {
         check(taken, "a post under SN was not processed")?;
         no_exits()?;
         processed(probe)
+    })
+}
+
+/// A notification that comes late, when its post has been taken in by an entry: nothing happens.
+fn nothing(probe: &Probe) -> Result<(), Failure> {
+    cpu::interrupts_on();
+    record::clear();
+    in_one_turn(probe, |probe| {
+        let (before, spurious) = (probe.context.total(), probe.context.count(0xFF));
+        ask(NOTIFY);
+        let taken = wait(|| probe.context.total() != before);
+        if taken && probe.context.count(0xFF) == spurious + 1 {
+            probe.bug(
+                "D5",
+                "a notification with nothing posted and IRR empty makes vector FF be taken",
+            );
+            return Ok(());
+        }
+        check(!taken, "an interrupt that nobody sent")?;
+        no_exits()
     })
 }
 
