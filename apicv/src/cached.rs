@@ -14,8 +14,6 @@ pub(crate) struct Cached {
     state: State,
     /// From before the accesses were virtualized, wherever the vCPU has been.
     elsewhere: bool,
-    /// The CPU of the last call of [`needs_flush`](Self::needs_flush).
-    cpu: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +26,7 @@ enum State {
 
 impl Cached {
     pub(crate) const fn new() -> Self {
-        Self { state: State::Nothing, elsewhere: false, cpu: 0 }
+        Self { state: State::Nothing, elsewhere: false }
     }
 
     /// The control words were set; `virtualized` says whether accesses to the window are now.
@@ -39,15 +37,16 @@ impl Cached {
         }
     }
 
-    /// Before an entry on `cpu`: whether it has to flush. Says so again until the entry is made.
-    #[inline]
-    pub(crate) fn needs_flush(&mut self, cpu: u32) -> bool {
-        if self.cpu != cpu {
-            self.cpu = cpu;
-            if self.elsewhere {
-                self.state = State::Stale;
-            }
+    /// The vCPU has come to another CPU.
+    pub(crate) fn moved(&mut self) {
+        if self.elsewhere {
+            self.state = State::Stale;
         }
+    }
+
+    /// Before an entry: whether it has to flush. Says so again until the entry is made.
+    #[inline]
+    pub(crate) fn needs_flush(&self) -> bool {
         self.state == State::Stale
     }
 

@@ -46,6 +46,7 @@ impl Control {
     const NDST_SHIFT: u32 = 32;
 
     /// NV and NDST with ON and SN as given.
+    #[inline]
     #[must_use]
     pub const fn new(on: bool, sn: bool, nv: u8, ndst: u32) -> Self {
         Self(
@@ -67,6 +68,18 @@ impl Control {
     #[must_use]
     pub const fn on(self) -> bool {
         self.0 & Self::ON != 0
+    }
+
+    /// The word with nothing but ON and SN; zero if neither is set.
+    #[inline]
+    pub(crate) const fn on_or_sn(self) -> u64 {
+        self.0 & (Self::ON | Self::SN)
+    }
+
+    /// The word with ON clear.
+    #[inline]
+    pub(crate) const fn without_on(self) -> Self {
+        Self(self.0 & !Self::ON)
     }
 
     /// SN: VT-d posts in silence.

@@ -4,11 +4,10 @@ use vlapic_core::{Entry, EntryInput, Next, Prepared, Register, Vector};
 use vlapic_hal::{Vmcs, VmcsError};
 
 use crate::control::PrimaryControls;
-use crate::eoi_exit;
-use crate::field::{
-    ENTRY_INTERRUPTION_INFORMATION, GUEST_INTERRUPT_STATUS, PRIMARY_CONTROLS, TPR_THRESHOLD,
-};
+use crate::field::{ENTRY_INTERRUPTION_INFORMATION, PRIMARY_CONTROLS, TPR_THRESHOLD};
+use crate::interrupt_status;
 use crate::negotiate::Feature;
+use crate::place::Place;
 use crate::vcpu::Vcpu;
 
 /// VM-entry interruption information, bit 31: valid. The type in bits 10:8 is 0 for external
@@ -22,7 +21,7 @@ impl Vcpu<'_> {
     ///
     /// In this order: the controls and the MSR bitmap, if the APIC's mode has become another, by
     /// whatever way (WRMSR, RESET, import); NV, NDST and SN as for running; time, pins, an owed upcall, and everything
-    /// posted into IRR; the EOI-exit bitmap; then RVI and SVI from IRR and ISR, or, without
+    /// posted into IRR; then the EOI-exit bitmap, RVI and SVI from TMR, IRR and ISR, or, without
     /// virtual-interrupt delivery, injection, interrupt window and TPR threshold. Both are taken
     /// from the page as it stands each time, so nothing of an earlier life (INIT, import) is left
     /// in the VMCS.
@@ -38,27 +37,40 @@ impl Vcpu<'_> {
         vmcs: &mut impl Vmcs,
         input: EntryInput,
     ) -> Result<Entry, VmcsError> {
-        let features = self.active_features();
-        if self.programmed != Some(features) {
-            self.program_controls(vmcs, features)?;
-        }
         let slot = self.apic().slot();
-        let posting = slot.inbox();
-        posting.run(input.cpu, features.contains(Feature::PostedInterrupts), slot.page());
+        if slot.base().mode_bits() != self.programmed_for {
+            self.follow_mode(vmcs)?;
+        }
+        let features = self.active;
+        if !self.place.is(input.cpu, slot.inbox().descriptor().control()) {
+            self.arrive(input.cpu);
+        }
         let prepared = self.apic_mut().prepare(input.now);
         let next = self.next(vmcs, prepared, input.injecting)?;
         let injected = if features.contains(Feature::VirtualInterruptDelivery) {
-            eoi_exit::load(vmcs, slot)?;
-            self.load_interrupt_status(vmcs)?;
+            interrupt_status::load(vmcs, slot)?;
             None
         } else {
             let threshold = features.contains(Feature::TprShadow);
             let may = next == Next::Enter && input.interruptible && !input.injecting;
             self.deliver_by_injection(vmcs, may, threshold)?
         };
-        let flush = self.cached.needs_flush(input.cpu);
+        let flush = self.cached.needs_flush();
         let entry = Entry::new(prepared, next, injected, self.svr_writes(), input.now);
         Ok(Entry { flush, ..entry })
+    }
+
+    /// The vCPU is to run on another CPU than before, or the descriptor does not say so: NV, NDST and SN
+    /// as for running.
+    #[inline(never)]
+    fn arrive(&mut self, cpu: u32) {
+        let slot = self.apic().slot();
+        let hardware = self.active.contains(Feature::PostedInterrupts);
+        let control = slot.inbox().run(cpu, hardware, slot.page());
+        if !self.place.is_on(cpu) {
+            self.cached.moved();
+        }
+        self.place = Place::new(cpu, control);
     }
 
     /// What is in the VMCS to be injected counts even if the hypervisor has not said so: it may be an
@@ -73,19 +85,6 @@ impl Vcpu<'_> {
         let injecting =
             injecting || prepared.event && vmcs.read(ENTRY_INTERRUPTION_INFORMATION)? & VALID != 0;
         Ok(prepared.next(injecting))
-    }
-
-    /// RVI := highest in IRR, SVI := highest in ISR (SDM Vol. 3C 24.4.2). PIR may have been empty
-    /// although ON was set, so IRR is scanned in any case.
-    #[inline]
-    fn load_interrupt_status(&self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
-        let page = self.apic().slot().page();
-        let number = |vector: Option<Vector>| vector.map_or(0, |vector| u64::from(vector.get()));
-        let status = number(page.isr().highest()) << 8 | number(page.irr().highest());
-        if vmcs.read(GUEST_INTERRUPT_STATUS)? != status {
-            vmcs.write(GUEST_INTERRUPT_STATUS, status)?;
-        }
-        Ok(())
     }
 
     /// Injects the nominated vector if the guest can take it, else asks for an exit when it can.

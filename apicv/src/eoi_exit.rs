@@ -10,7 +10,10 @@ use crate::posting::Posting;
 
 /// Brings the VMCS's bitmap in step with what has to exit: the vectors that level-triggered
 /// sources may send, and those last accepted as level (TMR), which covers every one that is still
-/// in IRR or ISR. Four comparisons if nothing changed. SDM Vol. 3C 29.1.4.
+/// in IRR or ISR. SDM Vol. 3C 29.1.4.
+///
+/// Called where it may have to change: it does not fit a vector in IRR or ISR, or somebody asked
+/// ([`Posting::review_eoi_exits`]). A bit too many costs an exit, and that exit asks.
 ///
 /// A poster sets TMR, then looks whether its vector's bit is loaded, and stages the vector if not.
 /// So a bit is dropped in the published copy first, and TMR looked at again after a fence: either
@@ -19,17 +22,18 @@ use crate::posting::Posting;
 /// # Errors
 /// A VMWRITE that fails. Nothing is lost: the next call writes again. Until then fewer bits count
 /// as loaded than the VMCS has, never more.
-#[inline]
+#[cold]
+#[inline(never)]
 pub(crate) fn load(vmcs: &mut impl Vmcs, slot: &Slot<'_, Posting<'_>>) -> Result<(), VmcsError> {
+    slot.inbox().eoi_exits_reviewed();
     for index in 0..EOI_EXIT_BITMAP.len() {
         if wanted(slot, index) != slot.inbox().eoi_exits.word(index) {
-            change(vmcs, slot, index)?;
+            change(vmcs, slot, index).inspect_err(|_| slot.inbox().review_eoi_exits())?;
         }
     }
     Ok(())
 }
 
-#[cold]
 fn change(
     vmcs: &mut impl Vmcs,
     slot: &Slot<'_, Posting<'_>>,
@@ -37,10 +41,9 @@ fn change(
 ) -> Result<(), VmcsError> {
     let published = &slot.inbox().eoi_exits;
     let loaded = published.word(index);
-    let kept = waiting_pin(slot, index);
-    published.set_word(index, loaded & (wanted(slot, index) | kept));
+    published.set_word(index, loaded & wanted(slot, index));
     fence(Ordering::SeqCst);
-    let now = wanted(slot, index) | kept;
+    let now = wanted(slot, index);
     if now != loaded {
         vmcs.write(EOI_EXIT_BITMAP[index & 3], now)?;
     }
@@ -64,6 +67,7 @@ pub(crate) fn start(vmcs: &mut impl Vmcs, posting: &Posting<'_>) -> Result<(), V
         vmcs.write(field, 0)?;
     }
     fence(Ordering::SeqCst);
+    posting.review_eoi_exits();
     Ok(())
 }
 
@@ -74,13 +78,14 @@ pub(crate) fn stop(posting: &Posting<'_>) {
     }
 }
 
-#[inline]
 fn wanted(slot: &Slot<'_, Posting<'_>>, index: usize) -> u64 {
-    slot.inbox().level_routes.word(index) | level(slot.page(), index)
+    slot.inbox().level_routes.word(index) | level(slot.page(), index) | waiting_pin(slot, index)
 }
 
-#[inline]
 fn level(page: &ApicPage, index: usize) -> u64 {
     let tmr = page.tmr();
     u64::from(tmr.bank(2 * index + 1)) << 32 | u64::from(tmr.bank(2 * index))
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,6 +64,7 @@ impl Vcpu<'_> {
 
     /// Qualification 11:0 is the offset written. A write narrower than a register exits with its
     /// own offset; the register is the one whose slot it lies in.
+    #[inline(never)]
     fn after_apic_write(&mut self, qualification: u64, now: u64) -> Effect {
         match Register::at(qualification as u16 & 0xFF0) {
             Some(register) => self.apic_mut().after_write(register, now),
@@ -73,10 +74,22 @@ impl Vcpu<'_> {
 
     /// The processor has taken the vector out of ISR and updated PPR and SVI; the broadcast is
     /// what is left. A spurious EOI exits with vector 0, if at all, and means nothing.
+    #[inline(never)]
     fn after_virtual_eoi(&mut self, qualification: u64) -> Effect {
-        match Vector::new(qualification as u8) {
-            Some(vector) => self.apic_mut().after_virtual_eoi(vector),
-            None => Effect::None,
+        let Some(vector) = Vector::new(qualification as u8) else { return Effect::None };
+        let effect = self.apic_mut().after_virtual_eoi(vector);
+        if effect == Effect::None {
+            self.review_unless_level(vector);
+        }
+        effect
+    }
+
+    /// The bit of an edge is there because somebody may send it as level, or for no reason any more.
+    #[cold]
+    fn review_unless_level(&self, vector: Vector) {
+        let slot = self.apic().slot();
+        if !slot.page().tmr().contains(vector) {
+            slot.inbox().review_eoi_exits();
         }
     }
 }

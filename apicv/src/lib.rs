@@ -25,14 +25,18 @@ mod descriptor;
 mod entry;
 mod eoi_exit;
 mod exit;
+mod interrupt_status;
 #[cfg(test)]
 mod machines;
 mod msr_bitmap;
 mod negotiate;
 mod pid_table;
+mod place;
 mod posting;
 mod probe;
 mod program;
+#[cfg(test)]
+mod rig;
 mod run_state;
 mod vcpu;
 

@@ -46,6 +46,9 @@ pub struct Posting<'d> {
     staged: VectorWords,
     /// Not zero if there may be one: set after the vector, cleared before the look.
     any_staged: AtomicU64,
+    /// Not zero if the EOI-exit bitmap may have to change: a route has, or TMR for a vector that no
+    /// poster found loaded, or an EOI exited for nothing. Set after that, cleared before the look.
+    eoi_exits_due: AtomicU64,
     /// Vectors whose EOI exits with the bitmap as last loaded; all, if no EOI goes unseen.
     pub(crate) eoi_exits: VectorWords,
     /// Vectors that a level-triggered source may send to this vCPU, as the hypervisor said.
@@ -120,6 +123,7 @@ impl<'d> Posting<'d> {
             host,
             staged: VectorWords::new(0),
             any_staged: AtomicU64::new(0),
+            eoi_exits_due: AtomicU64::new(1),
             eoi_exits: VectorWords::new(u64::MAX),
             level_routes: VectorWords::new(0),
         }
@@ -148,6 +152,23 @@ impl<'d> Posting<'d> {
         } else {
             self.level_routes.remove(vector);
         }
+        self.review_eoi_exits();
+    }
+
+    /// Has the next entry look at all of the EOI-exit bitmap.
+    pub(crate) fn review_eoi_exits(&self) {
+        self.eoi_exits_due.store(1, Ordering::SeqCst);
+    }
+
+    /// Whether the next entry is to look at all of the EOI-exit bitmap: one load.
+    #[inline]
+    pub(crate) fn eoi_exits_due(&self) -> bool {
+        self.eoi_exits_due.load(Ordering::Acquire) != 0
+    }
+
+    /// Takes back [`review_eoi_exits`](Self::review_eoi_exits), before the look.
+    pub(crate) fn eoi_exits_reviewed(&self) {
+        self.eoi_exits_due.swap(0, Ordering::SeqCst);
     }
 
     const fn runs_unaided(&self, control: Control) -> bool {
@@ -169,21 +190,21 @@ impl<'d> Posting<'d> {
     }
 
     /// Moves everything posted into `page`, whatever ON says.
+    ///
+    /// Out of line, so that a caller with nothing posted stays small.
+    #[inline(never)]
     pub(crate) fn collect_all(&self, page: &ApicPage) {
         self.descriptor.drain(|index, bits| insert_words(page, index, bits));
-        self.collect_staged(page);
-    }
-
-    #[inline]
-    fn collect_staged(&self, page: &ApicPage) {
         if self.any_staged.load(Ordering::Acquire) != 0 {
             self.take_staged(page);
         }
     }
 
     #[cold]
+    #[inline(never)]
     fn take_staged(&self, page: &ApicPage) {
         self.any_staged.swap(0, Ordering::SeqCst);
+        self.review_eoi_exits();
         for index in 0..4 {
             insert_words(page, index, self.staged.take_word(index));
         }
@@ -238,18 +259,19 @@ impl Inbox for Posting<'_> {
     /// While SN is set ON says nothing: VT-d posts without it.
     #[inline]
     fn collect(&self, page: &ApicPage) {
-        let control = self.descriptor.control();
-        if control.on() || control.sn() {
-            self.descriptor.drain(|index, bits| insert_words(page, index, bits));
+        let posted = self.descriptor.control().on_or_sn();
+        if posted | self.any_staged.load(Ordering::Acquire) != 0 {
+            self.collect_all(page);
         }
-        self.collect_staged(page);
     }
 
     fn drain(&self, page: &ApicPage) {
         self.collect_all(page);
     }
 
+    /// TMR is emptied with it, or filled from elsewhere, so the EOI-exit bitmap has to follow.
     fn discard(&self) {
+        self.review_eoi_exits();
         self.descriptor.clear();
         self.any_staged.swap(0, Ordering::SeqCst);
         for word in &self.staged.0 {

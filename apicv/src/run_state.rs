@@ -15,24 +15,23 @@
 
 use vlapic_core::ApicPage;
 
+use crate::descriptor::Control;
 use crate::posting::Posting;
 
 impl Posting<'_> {
     /// The vCPU is about to run on the CPU with physical APIC ID `cpu`: NV, NDST and SN as for
-    /// running, and if that was a change everything posted goes into `page`.
+    /// running, and everything posted goes into `page`. The control word as it is from now on, but
+    /// for ON.
     ///
     /// `hardware` says whether posted-interrupt processing is on. Without it SN together with the
     /// wakeup vector tells our own posts that they have to kick; VT-d is silent, and if it has to be
     /// urgent its interrupt makes the vCPU exit.
-    #[inline]
-    pub(crate) fn run(&self, cpu: u32, hardware: bool, page: &ApicPage) {
+    pub(crate) fn run(&self, cpu: u32, hardware: bool, page: &ApicPage) -> Control {
         let nv = if hardware { self.vectors().running } else { self.vectors().wakeup };
-        let ndst = self.ndst(cpu);
-        let control = self.descriptor().control();
-        if control.sn() == hardware || control.nv() != nv || control.ndst() != ndst {
-            self.descriptor().set_target(!hardware, nv, ndst);
-            self.collect_all(page);
-        }
+        let wanted = Control::new(false, !hardware, nv, self.ndst(cpu));
+        self.descriptor().set_target(!hardware, nv, wanted.ndst());
+        self.collect_all(page);
+        wanted
     }
 
     /// The vCPU was descheduled but wants to run on: posts need no notification. The scheduler

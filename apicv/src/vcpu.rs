@@ -1,7 +1,7 @@
 //! A vCPU's local APIC under APICv, in the hands of the CPU that runs it.
 
 use vlapic_core::{
-    Backend, Configure, Entry, EntryInput, ExitOutcome, LocalApic, Mode, Slot, SvrWrites,
+    ApicBase, Backend, Configure, Entry, EntryInput, ExitOutcome, LocalApic, Mode, Slot, SvrWrites,
 };
 use vlapic_hal::{Vmcs, VmcsError};
 
@@ -11,6 +11,7 @@ use crate::eoi_exit;
 use crate::exit::Exit;
 use crate::msr_bitmap::MsrBitmap;
 use crate::negotiate::{Feature, Features, Grant, Wanted, negotiate};
+use crate::place::Place;
 use crate::posting::Posting;
 use crate::program::{
     Addresses, ProgramError, Translations, check_all_modes, program, set_controls,
@@ -28,13 +29,20 @@ pub struct Vcpu<'s> {
     features: Features,
     svr_writes: SvrWrites,
     external_interrupt_window: bool,
-    /// What the VMCS's control words and the MSR bitmap are set to; unknown after a failure half-way.
-    pub(crate) programmed: Option<Features>,
+    /// The mode for which the VMCS's control words and the MSR bitmap were last set;
+    /// [`UNKNOWN_MODE`] before, and after a failure half-way.
+    pub(crate) programmed_for: ApicBase,
+    /// What they are set to: the features that count in that mode.
+    pub(crate) active: Features,
     /// What it takes to program them for another mode.
     means: Option<Means<'s>>,
     /// What the CPUs have cached of the register window.
     pub(crate) cached: Cached,
+    pub(crate) place: Place,
 }
+
+/// The bits of no mode.
+const UNKNOWN_MODE: ApicBase = ApicBase::from_bits(u64::MAX);
 
 #[derive(Clone, Copy, Debug)]
 struct Means<'s> {
@@ -52,9 +60,11 @@ impl<'s> Vcpu<'s> {
             features: Features::NONE,
             svr_writes: SvrWrites::Exit,
             external_interrupt_window: false,
-            programmed: Some(Features::NONE),
+            programmed_for: UNKNOWN_MODE,
+            active: Features::NONE,
             means: None,
             cached: Cached::new(),
+            place: Place::UNKNOWN,
         }
     }
 
@@ -136,7 +146,7 @@ impl<'s> Vcpu<'s> {
         if !matches!(programmed, Ok(_) | Err(ProgramError::Vmcs(_))) {
             return programmed.map(|_| grant);
         }
-        self.programmed = None;
+        self.programmed_for = UNKNOWN_MODE;
         self.features = features;
         let bitmap = addresses.msr_bitmap.map(|(bitmap, _)| bitmap);
         self.means = Some(Means { capabilities: *capabilities, bitmap });
@@ -153,20 +163,39 @@ impl<'s> Vcpu<'s> {
             // One that injection has left would keep the processor from delivering.
             self.set_interrupt_window(vmcs, false)?;
         }
-        self.controls_programmed(active);
+        self.programmed(active);
         Ok(grant)
     }
 
-    /// Programs the control words and the MSR bitmap for `active`, what counts of the features in the
-    /// APIC's present mode. On an error the next call begins anew.
+    fn programmed(&mut self, active: Features) {
+        self.active = active;
+        self.programmed_for = self.apic.slot().base().mode_bits();
+        self.place.forget_control();
+        let shadow = active.contains(Feature::TprShadow);
+        let delivery = active.contains(Feature::VirtualInterruptDelivery);
+        self.apic.set_unseen_tpr(shadow && !delivery);
+    }
+
+    /// Has the control words and the MSR bitmap follow the APIC's mode. On an error the next call begins
+    /// anew.
     #[cold]
-    pub(crate) fn program_controls(
+    #[inline(never)]
+    pub(crate) fn follow_mode(&mut self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
+        let active = self.active_features();
+        self.program_controls(vmcs, active)?;
+        self.programmed(active);
+        Ok(())
+    }
+
+    /// Programs the control words and the MSR bitmap for `active`, what counts of the features in the
+    /// APIC's present mode.
+    fn program_controls(
         &mut self,
         vmcs: &mut impl Vmcs,
         active: Features,
     ) -> Result<(), VmcsError> {
         let Some(Means { capabilities, bitmap }) = self.means else { return Ok(()) };
-        self.programmed = None;
+        self.programmed_for = UNKNOWN_MODE;
         let mode = self.apic.slot().mode();
         let set = set_controls(vmcs, &capabilities, active, mode, bitmap);
         // Half-way through a failure they may have changed already.
@@ -176,15 +205,7 @@ impl<'s> Vcpu<'s> {
         if active.contains(Feature::VirtualInterruptDelivery) {
             self.set_interrupt_window(vmcs, false)?;
         }
-        self.controls_programmed(active);
         Ok(())
-    }
-
-    fn controls_programmed(&mut self, active: Features) {
-        self.programmed = Some(active);
-        let shadow = active.contains(Feature::TprShadow);
-        let delivery = active.contains(Feature::VirtualInterruptDelivery);
-        self.apic.set_unseen_tpr(shadow && !delivery);
     }
 
     /// Puts the vCPU to sleep on the wakeup list of the CPU `input.cpu`; the caller has put it on
@@ -208,7 +229,6 @@ impl<'s> Vcpu<'s> {
 
     /// The features that count in the APIC's present mode, and so what the control words are to be set
     /// to.
-    #[inline]
     pub(crate) fn active_features(&self) -> Features {
         match self.apic.slot().mode() {
             Mode::Disabled => Features::up_to(Feature::TprShadow).intersection(self.features),

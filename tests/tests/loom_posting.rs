@@ -39,6 +39,10 @@ enum Missing {
     BitmapsFence,
     /// TMR is looked at again after the EOI-exit bitmap was changed.
     LookAtTmr,
+    /// The EOI-exit bitmap's review is asked for after the change that wants it.
+    ReviewAfterChange,
+    /// The asking is taken back before the look at what wants it.
+    ReviewedBeforeLook,
     /// The poster looks again whether it is the same life.
     LookAtLife,
 }
@@ -52,6 +56,8 @@ struct Vcpu {
     control: AtomicU32,
     staged: AtomicU32,
     eoi_exits: AtomicU32,
+    review: AtomicU32,
+    routes: AtomicU32,
     tmr: AtomicU32,
     life: AtomicU32,
     accepts: AtomicBool,
@@ -69,6 +75,8 @@ impl Vcpu {
             control: AtomicU32::new(control),
             staged: AtomicU32::new(0),
             eoi_exits: AtomicU32::new(0),
+            review: AtomicU32::new(0),
+            routes: AtomicU32::new(0),
             tmr: AtomicU32::new(0),
             life: AtomicU32::new(0),
             accepts: AtomicBool::new(true),
@@ -145,6 +153,33 @@ impl Vcpu {
             }
         }
         collected | self.collect()
+    }
+
+    /// `Posting::set_level_route`.
+    fn set_route(&self) {
+        // A plain store in the driver. Loom would order that before an exchange that has not read it.
+        let ask = || self.review.swap(1, SeqCst);
+        if self.missing == ReviewAfterChange {
+            ask();
+        }
+        self.routes.fetch_or(1, SeqCst);
+        if self.missing != ReviewAfterChange {
+            ask();
+        }
+    }
+
+    /// `interrupt_status::load` as far as routes are concerned.
+    fn load_eoi_exits(&self) {
+        if self.review.load(Acquire) == 0 {
+            return;
+        }
+        if self.missing != ReviewedBeforeLook {
+            self.review.swap(0, SeqCst);
+        }
+        self.eoi_exits.store(self.routes.load(Acquire), Release);
+        if self.missing == ReviewedBeforeLook {
+            self.review.swap(0, SeqCst);
+        }
     }
 
     /// `Vcpu::block`: what was found; nothing means that the vCPU sleeps.
@@ -277,6 +312,22 @@ fn dropped_eoi_exit(missing: Missing, _: u32) {
     });
 }
 
+/// A route comes while the owner is in its entry work, for whatever reason: the entry after that has loaded it.
+fn route(missing: Missing, _: u32) {
+    loom::model(move || {
+        let vcpu = Vcpu::new(missing, 0);
+        vcpu.review.store(1, SeqCst);
+        let other = {
+            let vcpu = vcpu.clone();
+            thread::spawn(move || vcpu.set_route())
+        };
+        vcpu.load_eoi_exits();
+        other.join().expect("the other CPU");
+        vcpu.load_eoi_exits();
+        assert_eq!(vcpu.eoi_exits.load(SeqCst), 1);
+    });
+}
+
 /// INIT and a post: nothing of the old life is left in PIR once both are done.
 fn init(missing: Missing, _: u32) {
     loom::model(move || {
@@ -308,12 +359,13 @@ fn init(missing: Missing, _: u32) {
 type Handshake = fn(Missing, u32);
 
 /// Each with its name and the most devices among its two posters.
-const HANDSHAKES: [(&str, Handshake, u32); 6] = [
+const HANDSHAKES: [(&str, Handshake, u32); 7] = [
     ("entry", entry, 2),
     ("sleep", sleep, 2),
     ("preemption", preemption, 2),
     ("outstanding", outstanding, 0),
     ("dropped EOI exit", dropped_eoi_exit, 0),
+    ("route", route, 0),
     ("INIT", init, 0),
 ];
 
@@ -325,7 +377,7 @@ fn nothing_is_lost() {
 }
 
 /// For each step the handshakes that fail without it, and with how many devices.
-const NEEDED: [(Missing, &[(&str, u32)]); 11] = [
+const NEEDED: [(Missing, &[(&str, u32)]); 13] = [
     (PostersOrder, &[("outstanding", 0)]),
     (OwnersOrder, &[("entry", 2), ("preemption", 2), ("outstanding", 0)]),
     (TargetAfterOn, &[("entry", 0), ("sleep", 0), ("preemption", 0)]),
@@ -336,6 +388,8 @@ const NEEDED: [(Missing, &[(&str, u32)]); 11] = [
     (LevelPostersFence, &[("dropped EOI exit", 0)]),
     (BitmapsFence, &[("dropped EOI exit", 0)]),
     (LookAtTmr, &[("dropped EOI exit", 0)]),
+    (ReviewAfterChange, &[("route", 0)]),
+    (ReviewedBeforeLook, &[("route", 0)]),
     (LookAtLife, &[("INIT", 0)]),
 ];
 

@@ -134,6 +134,16 @@ impl Entry {
         svr_writes: SvrWrites,
         now: u64,
     ) -> Self {
+        let entry =
+            Self { next, exit_by: prepared.deadline, intercept_svr: false, flush: false, injected };
+        if prepared.event || prepared.upcall_owed {
+            return entry.exiting_early(prepared, svr_writes, now);
+        }
+        entry
+    }
+
+    #[cold]
+    fn exiting_early(self, prepared: Prepared, svr_writes: SvrWrites, now: u64) -> Self {
         let recheck = match svr_writes {
             SvrWrites::Silent { recheck } if prepared.upcall_owed => {
                 Some(now.saturating_add(recheck))
@@ -147,7 +157,7 @@ impl Entry {
             (timer, recheck) => timer.or(recheck),
         };
         let intercept_svr = prepared.upcall_owed && svr_writes == SvrWrites::Interceptable;
-        Self { next, exit_by, intercept_svr, flush: false, injected }
+        Self { exit_by, intercept_svr, ..self }
     }
 
     /// No entry: `next` comes first, and nothing has been looked at yet.

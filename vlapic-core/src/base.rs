@@ -62,6 +62,14 @@ impl ApicBase {
         self.0 & Self::EN != 0
     }
 
+    /// The word with nothing but EN and EXTD, the bits that make the mode: what to compare if it only
+    /// matters whether the mode is another.
+    #[inline]
+    #[must_use]
+    pub const fn mode_bits(self) -> Self {
+        Self(self.0 & (Self::EN | Self::EXTD))
+    }
+
     /// The mode. The invalid pair EN = 0, EXTD = 1 reads as disabled; no checked write makes it.
     #[inline]
     #[must_use]

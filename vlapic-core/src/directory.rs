@@ -214,6 +214,13 @@ impl<'p, I: Inbox> Slot<'p, I> {
         self.listed.directory
     }
 
+    /// Owner: whether [`list`](Self::list) has nothing to do.
+    #[inline]
+    pub(crate) fn is_listed(&self, unseen: bool) -> bool {
+        self.listed.directory.is_none()
+            || self.listed.listing.load(Ordering::Relaxed) == Listing::of(self, unseen).0
+    }
+
     /// Owner: has the directory follow the page. Two or three loads if there is no change. `unseen`
     /// says that the guest may store to its page with nobody told.
     #[inline]

@@ -128,8 +128,19 @@ impl Latches {
         self.load() & WAITING != 0
     }
 
-    /// Whether [`Self::take`] would return something, and whether the vCPU waits for a SIPI.
+    /// One load: whether there is no event, no pin that did or does anything, and no waiting for a
+    /// SIPI.
     #[inline]
+    pub(crate) fn idle(&self) -> bool {
+        self.load() & (EVENTS | WAITING | ((PIN_LEVEL | PIN_ROSE) * 3)) == 0
+    }
+
+    /// Whether a pin did or does anything at all.
+    pub(crate) fn pins_idle(&self) -> bool {
+        self.load() & ((PIN_LEVEL | PIN_ROSE) * 3) == 0
+    }
+
+    /// Whether [`Self::take`] would return something, and whether the vCPU waits for a SIPI.
     pub(crate) fn waiting_for(&self) -> (bool, bool) {
         let word = self.load();
         (first_event(word).is_some(), word & WAITING != 0)
@@ -218,12 +229,6 @@ impl Latches {
         } else {
             self.0.fetch_and(!bit, Ordering::AcqRel);
         }
-    }
-
-    /// Whether a pin did or does anything at all.
-    #[inline]
-    pub(crate) fn pins_idle(&self) -> bool {
-        self.load() & ((PIN_LEVEL | PIN_ROSE) * 3) == 0
     }
 
     #[inline]

@@ -160,6 +160,27 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     /// makes the vCPU come here again.
     #[inline]
     pub fn prepare(&mut self, now: u64) -> Prepared {
+        if !self.is_quiet(now) {
+            return self.prepare_all(now);
+        }
+        self.slot.inbox().collect(self.slot.page());
+        let deadline = self.next_deadline();
+        Prepared { deadline, upcall_owed: false, event: false, waits: false }
+    }
+
+    /// Whether all that [`prepare`](Self::prepare) has to do is to collect what is posted. What another
+    /// CPU leaves after this look comes with a kick, and so with another look.
+    #[inline]
+    fn is_quiet(&self, now: u64) -> bool {
+        !self.timer.due(now)
+            && self.slot.is_listed(self.unseen_writes)
+            && self.slot.page().svr().software_enabled()
+            && self.slot.latches.idle()
+            && !self.slot.upcall.owed()
+    }
+
+    #[inline(never)]
+    fn prepare_all(&mut self, now: u64) -> Prepared {
         self.pass_time(now);
         self.list();
         if !self.slot.page().svr().software_enabled() {
@@ -168,16 +189,26 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
         if !self.slot.latches.pins_idle() {
             self.look_at_pins();
         }
-        let upcall_owed = match self.pending {
-            Some(pending) if self.slot.upcall.owed() => {
-                fence(Ordering::SeqCst);
-                self.slot.pay_upcall(pending) == UpcallDebt::Owed
-            }
-            _ => false,
-        };
+        let upcall_owed = self.recheck_upcall();
         self.slot.inbox().collect(self.slot.page());
         let (event, waits) = self.slot.latches.waiting_for();
         Prepared { deadline: self.next_deadline(), upcall_owed, event, waits }
+    }
+
+    /// Pays an owed upcall if the APIC accepts by now, and says whether it is still owed: what
+    /// [`prepare`](Self::prepare) does of upcalls, for a look between entries. One load if none is
+    /// owed.
+    #[inline]
+    pub fn recheck_upcall(&mut self) -> bool {
+        self.slot.upcall.owed() && self.pay_owed_upcall()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn pay_owed_upcall(&self) -> bool {
+        let Some(pending) = self.pending else { return false };
+        fence(Ordering::SeqCst);
+        self.slot.pay_upcall(pending) == UpcallDebt::Owed
     }
 
     /// The interrupt that would be delivered now: the highest in IRR, if its class is above PPR's
@@ -252,10 +283,12 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     #[inline]
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        if self.timer.idle() {
-            return None;
-        }
-        self.timer.next_expiry(self.timer_settings())
+        if self.timer.idle() { None } else { self.armed_deadline() }
+    }
+
+    #[inline(never)]
+    fn armed_deadline(&self) -> Option<u64> {
+        self.timer.next_expiry(self.slot.lvt(LvtEntry::Timer).timer_mode())
     }
 
     /// Whether the 8259's INTR reaches the processor: LINT0 is unmasked ExtINT, or there is no
@@ -334,7 +367,7 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     }
 
     /// Delivers what the LINT pins ask for.
-    fn look_at_pins(&mut self) {
+    fn look_at_pins(&self) {
         for (pin, entry) in PINS {
             let rose = self.slot.latches.take_pin_edge(pin);
             if !self.slot.present() {
@@ -384,3 +417,6 @@ impl<I: Inbox> core::fmt::Debug for LocalApic<'_, I> {
         f.debug_struct("LocalApic").field("slot", self.slot).field("timer", &self.timer).finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -192,8 +192,9 @@ impl Timer {
     }
 
     /// When `advance` will next say that the timer fired, in guest TSC ticks.
-    pub(crate) fn next_expiry(&self, settings: Settings) -> Option<u64> {
-        match settings.mode {
+    #[inline]
+    pub(crate) fn next_expiry(&self, mode: TimerMode) -> Option<u64> {
+        match mode {
             TimerMode::TscDeadline => (self.deadline != 0).then_some(self.deadline),
             TimerMode::OneShot | TimerMode::Periodic => {
                 self.counting.map(|counting| counting.expiry)
@@ -280,12 +281,12 @@ mod tests {
         let one_shot = settings(TimerMode::OneShot, 100);
         timer.start(1000, one_shot);
         assert_eq!(timer.current_count(1040, one_shot), 60);
-        assert_eq!(timer.next_expiry(one_shot), Some(1100));
+        assert_eq!(timer.next_expiry(one_shot.mode), Some(1100));
         assert!(!timer.advance(1099, one_shot));
         assert!(timer.advance(1100, one_shot));
         assert!(!timer.advance(5000, one_shot));
         assert_eq!(timer.current_count(5000, one_shot), 0);
-        assert_eq!(timer.next_expiry(one_shot), None);
+        assert_eq!(timer.next_expiry(one_shot.mode), None);
     }
 
     #[test]
@@ -295,7 +296,7 @@ mod tests {
         timer.start(0, periodic);
         assert_eq!(timer.current_count(250, periodic), 50);
         assert!(timer.advance(250, periodic), "two expiries fire once");
-        assert_eq!(timer.next_expiry(periodic), Some(300));
+        assert_eq!(timer.next_expiry(periodic.mode), Some(300));
         assert_eq!(timer.current_count(299, periodic), 1);
         assert!(timer.advance(300, periodic));
         assert_eq!(timer.current_count(300, periodic), 100);
@@ -339,12 +340,12 @@ mod tests {
         slow.shift = 4;
         slow.clock = ClockRatio { tsc: 3, bus: 2 };
         timer.start(0, slow);
-        assert_eq!(timer.next_expiry(slow), Some(240));
+        assert_eq!(timer.next_expiry(slow.mode), Some(240));
         assert_eq!(timer.current_count(239, slow), 1);
         slow.shift = 0;
         timer.divider_written(120, slow);
         assert_eq!(timer.current_count(120, slow), 5);
-        assert_eq!(timer.next_expiry(slow), Some(128));
+        assert_eq!(timer.next_expiry(slow.mode), Some(128));
     }
 
     #[test]
@@ -354,7 +355,7 @@ mod tests {
         worst.shift = 7;
         worst.clock = ClockRatio { tsc: u32::MAX, bus: 1 };
         timer.start(u64::MAX - 1, worst);
-        assert_eq!(timer.next_expiry(worst), Some(u64::MAX));
+        assert_eq!(timer.next_expiry(worst.mode), Some(u64::MAX));
         assert!(timer.advance(u64::MAX, worst));
         worst.clock = ClockRatio { tsc: 1, bus: u32::MAX };
         worst.initial_count = 1;

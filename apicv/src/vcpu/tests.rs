@@ -1,54 +1,21 @@
 //! The controls follow the APIC's mode by themselves, and cost nothing while it stays.
 
 use vlapic_core::{
-    Address, ApicPage, Delivery, Destination, Directory, EntryInput, IA32_APIC_BASE, Next, Profile,
+    Address, ApicPage, Delivery, Destination, Directory, EntryInput, IA32_APIC_BASE, Next,
     Register, SvrWrites, Trigger, Vm, Width,
 };
-use vlapic_hal::PhysAddr;
-use vlapic_hal::fake::MemoryVmcs;
 use vlapic_hal::wrap::{Count, Fault, FaultInjector, When};
 
 use super::*;
 use crate::descriptor::PostedDescriptor;
 use crate::field;
 use crate::machines::full;
-use crate::posting::{HostMode, NotificationVectors};
+use crate::rig::{Fields, INPUT, RUNNING, WAKEUP, addresses, fresh, slot};
 
-const INPUT: EntryInput = EntryInput { now: 0, cpu: 3, interruptible: true, injecting: false };
 const EXIT: Exit = Exit { reason: 1, qualification: 0 };
 const XAPIC: u64 = 0xFEE0_0900;
 const X2APIC: u64 = 0xFEE0_0D00;
 const DISABLED: u64 = 0xFEE0_0100;
-
-type Fields = MemoryVmcs<64>;
-
-fn fresh() -> Fields {
-    let mut vmcs = Fields::new();
-    for (field, value) in [
-        (field::PIN_CONTROLS, 0x1E),
-        (field::PRIMARY_CONTROLS, 0x8400_61F2),
-        (field::SECONDARY_CONTROLS, 0x2),
-        (field::EXIT_CONTROLS, 0x3_6FFF),
-    ] {
-        vmcs.write(field, value).unwrap();
-    }
-    vmcs
-}
-
-fn slot<'a>(page: &'a ApicPage, descriptor: &'a PostedDescriptor) -> Slot<'a, Posting<'a>> {
-    let vectors = NotificationVectors { running: 0xF2, wakeup: 0xF3 };
-    Slot::new(page, 0, Profile::intel(), Posting::new(descriptor, vectors, HostMode::X2Apic))
-}
-
-fn addresses(bitmap: &MsrBitmap) -> Addresses<'_> {
-    Addresses {
-        virtual_apic: Some(PhysAddr::new(0x11_1000)),
-        apic_access: Some(PhysAddr::new(0x22_2000)),
-        posted_interrupt_descriptor: Some(PhysAddr::new(0x33_3040)),
-        msr_bitmap: Some((bitmap, PhysAddr::new(0x44_4000))),
-        pid_pointer_table: Some((PhysAddr::new(0x55_5008), 3)),
-    }
-}
 
 fn set_base(vcpu: &mut Vcpu<'_>, value: u64) {
     let _ = vcpu.apic_mut().write_msr(IA32_APIC_BASE, value, 0).unwrap();
@@ -124,6 +91,77 @@ fn a_failure_half_way_is_repaired_by_the_next_call() {
         assert!(entry.flush, "write {nth}");
         if !failed {
             assert!(nth > 3, "several writes can fail");
+            break;
+        }
+    }
+}
+
+/// Without posting a vCPU that runs has SN set and the wakeup vector, which asks posters for a kick.
+#[test]
+fn the_descriptor_follows_the_mode_and_the_cpu() {
+    let (page, descriptor, bitmap) = (ApicPage::new(), PostedDescriptor::new(), MsrBitmap::new());
+    let slot = slot(&page, &descriptor);
+    let mut vcpu = Vcpu::new(&slot, true);
+    let mut vmcs = fresh();
+    let _ = vcpu.configure(&mut vmcs, &full(), Wanted::ALL, &addresses(&bitmap)).unwrap();
+    let mut target = |vcpu: &mut Vcpu<'_>, cpu| {
+        let _ = vcpu.before_entry(&mut vmcs, EntryInput { cpu, ..INPUT }).unwrap();
+        let control = descriptor.control();
+        (control.sn(), control.nv(), control.ndst())
+    };
+    assert_eq!(target(&mut vcpu, 3), (false, RUNNING, 3));
+    assert_eq!(target(&mut vcpu, 5), (false, RUNNING, 5), "another CPU");
+    set_base(&mut vcpu, DISABLED);
+    assert_eq!(target(&mut vcpu, 5), (true, WAKEUP, 5), "a disabled APIC is not posted to");
+    set_base(&mut vcpu, XAPIC);
+    assert_eq!(target(&mut vcpu, 5), (false, RUNNING, 5));
+    slot.inbox().offline();
+    assert_eq!(target(&mut vcpu, 5), (false, RUNNING, 5), "changed by others");
+    let mut vmcs = fresh();
+    let wanted = Wanted::up_to(Feature::VirtualInterruptDelivery);
+    let _ = vcpu.configure(&mut vmcs, &full(), wanted, &addresses(&bitmap)).unwrap();
+    let _ = vcpu.before_entry(&mut vmcs, EntryInput { cpu: 5, ..INPUT }).unwrap();
+    let control = descriptor.control();
+    assert_eq!((control.sn(), control.nv()), (true, WAKEUP), "configured without posting");
+}
+
+/// Though the mode is still that of the last configuration.
+#[test]
+fn a_configuration_that_failed_is_not_taken_for_done() {
+    let (page, descriptor, bitmap) = (ApicPage::new(), PostedDescriptor::new(), MsrBitmap::new());
+    let slot = slot(&page, &descriptor);
+    let mut vcpu = Vcpu::new(&slot, true);
+    let mut vmcs = fresh();
+    let nothing = vcpu.configure(&mut vmcs, &full(), Wanted::NONE, &addresses(&bitmap)).unwrap();
+    assert_eq!(nothing.features(), Features::NONE);
+    let error = VmcsError::Instruction(26);
+    let secondary = Fault::WriteVmcs { field: Some(field::SECONDARY_CONTROLS), error };
+    let mut faulty = FaultInjector::new(&mut vmcs, [(When::Nth(1), secondary)]);
+    assert!(vcpu.configure(&mut faulty, &full(), Wanted::ALL, &addresses(&bitmap)).is_err());
+    let _ = vcpu.before_entry(&mut vmcs, INPUT).unwrap();
+    assert_eq!(controls(&vmcs), (0x201, 0x80));
+}
+
+/// The words are half those of a mode that the guest has left again.
+#[test]
+fn a_failure_half_way_is_repaired_although_the_mode_is_back() {
+    let (page, descriptor, bitmap) = (ApicPage::new(), PostedDescriptor::new(), MsrBitmap::new());
+    let slot = slot(&page, &descriptor);
+    for nth in 1.. {
+        let mut vcpu = Vcpu::new(&slot, true);
+        let mut vmcs = fresh();
+        let _ = vcpu.configure(&mut vmcs, &full(), Wanted::ALL, &addresses(&bitmap)).unwrap();
+        let _ = vcpu.before_entry(&mut vmcs, INPUT).unwrap();
+        set_base(&mut vcpu, DISABLED);
+        let error = VmcsError::Instruction(26);
+        let fault = (When::Nth(nth), Fault::WriteVmcs { field: None, error });
+        let mut faulty = FaultInjector::new(&mut vmcs, [fault]);
+        let failed = vcpu.before_entry(&mut faulty, INPUT).is_err();
+        set_base(&mut vcpu, XAPIC);
+        let _ = vcpu.before_entry(&mut vmcs, INPUT).unwrap();
+        assert_eq!(controls(&vmcs), (0x201, 0x80), "write {nth}");
+        if !failed {
+            assert!(nth > 2, "several writes can fail");
             break;
         }
     }
@@ -223,7 +261,6 @@ fn a_vcpu_that_waits_for_its_sipi_is_not_entered() {
     assert_eq!(next(&mut vcpu), Next::Enter);
 }
 
-/// A VM's directory does not count on what it knows of an APIC whose registers may change unseen.
 /// With a TPR shadow and no more the processor changes TPR alone; where it delivers it keeps PPR too.
 #[test]
 fn ppr_where_the_processor_changes_tpr() {
@@ -276,6 +313,7 @@ fn ppr_after_cr8_while_disabled() {
     }
 }
 
+/// A VM's directory does not count on what it knows of an APIC whose registers may change unseen.
 #[test]
 fn the_directory_is_told_of_unseen_writes() {
     let (page, descriptor, directory) =

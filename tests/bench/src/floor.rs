@@ -126,6 +126,37 @@ pub(crate) fn drain_by_loads() -> Contender {
     })
 }
 
+/// A look at each word that says whether entry work has something to do: time, events and pins, upcall; SVR.
+pub(crate) fn looks_of_entry_work() -> Contender {
+    Contender::new("4 loads, each looked at", watched(), |(page, line), _| {
+        let (page, line): (&ApicPage, &Line) = black_box((page, line));
+        black_box(nothing_due(page, &line.0[..3]));
+    })
+}
+
+/// The looks of a whole entry on Intel with nothing due: as [`looks_of_entry_work`], further IA32_APIC_BASE, the
+/// descriptor's control word, what is staged, the EOI-exit bitmap's state and RVI with SVI; and all of IRR and ISR.
+pub(crate) fn looks_of_entry() -> Contender {
+    Contender::new("25 loads, each looked at", watched(), |(page, line), _| {
+        let (page, line): (&ApicPage, &Line) = black_box((page, line));
+        let quiet = nothing_due(page, &line.0);
+        let empty = (0..8u16)
+            .all(|bank| page.load(0x200 + 0x10 * bank) | page.load(0x100 + 0x10 * bank) == 0);
+        black_box(quiet && empty);
+    })
+}
+
+fn watched() -> (&'static ApicPage, &'static Line) {
+    let page = leak(ApicPage::new());
+    page.store(0xF0, 0x1FF);
+    (page, leak(Line::default()))
+}
+
+#[inline(always)]
+fn nothing_due(page: &ApicPage, words: &[AtomicU64]) -> bool {
+    page.load(0xF0) & 0x100 != 0 && words.iter().all(|word| word.load(Ordering::Relaxed) == 0)
+}
+
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Line([AtomicU64; 8]);

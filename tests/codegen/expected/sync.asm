@@ -2,8 +2,15 @@
 sync:
     mov rax, [rdi]
     mov rax, [rax+0x20]
-    test al, 3
-    je L9
+    and eax, 3
+    mov rcx, [rdi+0x28]
+    or rcx, rax
+    je L1
+    jmp apicv::posting::Posting::collect_all
+L1:
+    ret
+
+apicv::posting::Posting::collect_all:
     mov rax, [rdi]
     mov rcx, [rax+0x20]
     test cl, 1
@@ -64,14 +71,14 @@ L8:
 L9:
     mov rax, [rdi+0x28]
     test rax, rax
-    jne L10
+    jne apicv::posting::Posting::take_staged
     ret
-L10:
-    jmp apicv::posting::Posting::take_staged
 
 apicv::posting::Posting::take_staged:
     xor eax, eax
     xchg [rdi+0x28], rax
+    mov eax, 1
+    xchg [rdi+0x30], rax
     mov rax, [rdi+8]
     test rax, rax
     je L2

@@ -39,14 +39,12 @@ fn row(name: &str, mode: Mode, what: &'static str, make: impl Fn() -> Contender 
 }
 
 fn entry(mode: Mode) -> Row {
-    row("entry", mode, "before entry, nothing to do", move || {
-        Contender::new(
-            "ours",
-            Subject::new(mode, Wanted::up_to(Feature::PostedInterrupts)),
-            |subject, _| {
-                subject.enter();
-            },
-        )
+    Row::new("intel", "entry", mode, "before entry, nothing to do", move || {
+        let subject = Subject::new(mode, Wanted::up_to(Feature::PostedInterrupts));
+        let ours = Contender::new("ours", subject, |subject, _| {
+            subject.enter();
+        });
+        Contenders::ours(ours).floor(floor::looks_of_entry())
     })
 }
 

@@ -13,7 +13,7 @@ use crate::subject::{NOW, emulated_one, leak};
 const VECTOR: u8 = 0x61;
 
 pub(super) fn rows() -> Vec<Row> {
-    vec![accepted(), refused(), already_set(), recheck(), recheck_owed()]
+    vec![accepted(), refused(), already_set(), recheck(), prepare(), prepare_owed()]
 }
 
 fn accepted() -> Row {
@@ -53,21 +53,31 @@ fn already_set() -> Row {
     })
 }
 
-/// The APIC's whole part of entry work.
 fn recheck() -> Row {
-    let what = "entry work: time, pins, upcall, posts; nothing owed";
+    let what = "re-check of an upcall, nothing owed";
     Row::new("upcall", "recheck", Mode::None, what, || {
         let ours = Contender::new("ours", subject(), |(apic, _), _| {
-            let _ = black_box(apic.prepare(black_box(NOW)));
+            black_box(black_box(apic).recheck_upcall());
         });
         Contenders::ours(ours).floor(floor::page_load())
     })
     .of_floor(1.2)
 }
 
-fn recheck_owed() -> Row {
+/// The APIC's whole part of entry work.
+fn prepare() -> Row {
+    let what = "entry work: time, LDR and SVR, pins and events, upcall; nothing due";
+    Row::new("upcall", "prepare", Mode::None, what, || {
+        let ours = Contender::new("ours", subject(), |(apic, _), _| {
+            let _ = black_box(apic.prepare(black_box(NOW)));
+        });
+        Contenders::ours(ours).floor(floor::looks_of_entry_work())
+    })
+}
+
+fn prepare_owed() -> Row {
     let what = "entry work with an upcall owed, APIC software-disabled";
-    Row::new("upcall", "recheck-owed", Mode::None, what, || {
+    Row::new("upcall", "prepare-owed", Mode::None, what, || {
         let (apic, pending) = subject();
         apic.slot().page().write(Register::Svr, 0xFF);
         let _ = apic.slot().notify_upcall(pending);
