@@ -1,7 +1,7 @@
 //! More vCPUs than one page of the physical ID table names, with the AVIC driver on the model.
 
 use avic::{Face, Host, Trust};
-use vlapic_core::Mode;
+use vlapic_core::{Mode, Register};
 use vlapic_tests::avic_hypervisor::{Config, Hypervisor, run};
 use vlapic_tests::avic_model::Capability;
 use vlapic_tests::hypervisor::{Answer, Op};
@@ -113,4 +113,29 @@ fn without_the_extension() {
         assert_eq!(hypervisor.taken(511), [0x41]);
         assert_eq!(hypervisor.exits(0), exits);
     });
+}
+
+/// xAVIC's table ends at 254; with a vCPU 255 nobody is accelerated in xAPIC mode, as a broadcast would miss it.
+#[test]
+fn the_last_of_xavic() {
+    for (vcpus, face) in [(255, Face::XAvic), (256, Face::Emulated)] {
+        run(Config { cpus: 2, ..Config::new(vcpus) }, |hypervisor| {
+            hypervisor.unload(1);
+            hypervisor.load(254, 1);
+            for index in [0, 254] {
+                let _ = hypervisor.write(index, Register::Svr, 0x1ff);
+            }
+            assert_eq!(hypervisor.face(0), face);
+            let exits = hypervisor.exits(0);
+            // One more for each write that is emulated.
+            let _ = hypervisor.write(0, Register::IcrHigh, 254 << 24);
+            let _ = hypervisor.write(0, Register::IcrLow, 0x41);
+            assert_eq!(hypervisor.taken(254), [0x41]);
+            assert_eq!(hypervisor.exits(0) == exits, face == Face::XAvic);
+            let _ = hypervisor.write(0, Register::IcrHigh, 0xff << 24);
+            let _ = hypervisor.write(0, Register::IcrLow, 0x51);
+            assert_eq!((requested(hypervisor, 0x51), hypervisor.taken(0)), (0, &[0x51][..]));
+            assert_eq!(hypervisor.taken(254), [0x41, 0x51]);
+        });
+    }
 }
