@@ -29,7 +29,11 @@ impl<I: Inbox> LocalApic<'_, I> {
         if usual && self.plain.in_msrs(index) {
             return Ok(u64::from(self.slot.page().load((index << 4) as u16)));
         }
-        self.read_msr_unusual(msr, now)
+        // Taken apart, so that the short way's caller need not ask which it was.
+        match self.read_msr_unusual(msr, now) {
+            Ok(value) => Ok(value),
+            Err(fault) => Err(fault),
+        }
     }
 
     #[cold]

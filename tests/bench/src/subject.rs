@@ -82,7 +82,7 @@ pub(crate) trait Way: 'static {
     /// The same of the register at `offset` in the page.
     fn place_of(offset: u16) -> u32;
 
-    fn read<I: Inbox>(apic: &mut LocalApic<'_, I>, place: u32) -> Result<u64, Fault>;
+    fn read<I: Inbox>(apic: &mut LocalApic<'_, I>, place: u32, now: u64) -> Result<u64, Fault>;
 
     fn write<I: Inbox>(
         apic: &mut LocalApic<'_, I>,
@@ -105,8 +105,8 @@ impl Way for Memory {
     }
 
     #[inline(always)]
-    fn read<I: Inbox>(apic: &mut LocalApic<'_, I>, place: u32) -> Result<u64, Fault> {
-        Ok(apic.read_mmio(black_box(place) as u16, Width::Dword, now()))
+    fn read<I: Inbox>(apic: &mut LocalApic<'_, I>, place: u32, now: u64) -> Result<u64, Fault> {
+        Ok(apic.read_mmio(black_box(place) as u16, Width::Dword, now))
     }
 
     #[inline(always)]
@@ -128,8 +128,8 @@ impl Way for Msr {
     }
 
     #[inline(always)]
-    fn read<I: Inbox>(apic: &mut LocalApic<'_, I>, place: u32) -> Result<u64, Fault> {
-        apic.read_msr(black_box(place), now())
+    fn read<I: Inbox>(apic: &mut LocalApic<'_, I>, place: u32, now: u64) -> Result<u64, Fault> {
+        apic.read_msr(black_box(place), now)
     }
 
     #[inline(always)]

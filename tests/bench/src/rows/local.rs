@@ -82,13 +82,15 @@ fn read<W: PeerWay, const OFFSET: u16>(name: &str, what: &'static str) -> Row {
         apic.slot().page().store(0x110, 2);
         apic.slot().page().store(0x210, 2);
         apic.update_ppr();
-        let ours =
-            Contender::new("ours", apic, |apic, _| match W::read(apic, W::place_of(OFFSET)) {
+        let ours = Contender::new("ours", apic, |apic, index| {
+            // Guest time goes by the operations: like a hypervisor's, it is in a register.
+            match W::read(apic, W::place_of(OFFSET), u64::from(index)) {
                 Ok(value) => {
                     black_box(value);
                 }
                 Err(_) => left_to_the_hypervisor(0),
-            });
+            }
+        });
         let peer = Contender::new("read", peer::<W>(), |peer, _| {
             let _ = black_box(W::peer_read(peer, W::place_of(OFFSET)));
         });
