@@ -2,7 +2,7 @@
 
 use core::convert::Infallible;
 
-use vlapic_core::{Entry, EntryInput, Next, Prepared, Register, Vector};
+use vlapic_core::{Entry, EntryInput, Next, Prepared, Register, SvrWrites, Vector};
 
 use crate::face::Face;
 use crate::vcpu::Vcpu;
@@ -22,8 +22,9 @@ impl Vcpu<'_> {
     /// In this order: the logical table, if this or another vCPU's addressing has changed; AVIC on,
     /// off or to its other face, as APIC mode and inhibits have it; where the vCPU is, for posters,
     /// other vCPUs and IOMMU; time, pins and an owed upcall; then, without AVIC, injection or an
-    /// interrupt window; last V_TPR and PPR from the page. All is taken from the page as it stands
-    /// each time, so nothing of an earlier life (INIT, import) is left in the VMCB.
+    /// interrupt window; last V_TPR and PPR from the page. What follows from words that others may
+    /// change is compared with them each time, so nothing of an earlier life (INIT, import) is left in
+    /// the VMCB; if all of them are as they were, that is all there is to do.
     ///
     /// VMRUN itself evaluates IRR, so what was posted before it needs nothing more.
     ///
@@ -31,7 +32,7 @@ impl Vcpu<'_> {
     ///
     /// # Errors
     /// None: a VMCB is memory.
-    #[inline]
+    #[inline(always)]
     pub fn before_entry<V: Vmcb + ?Sized>(
         &mut self,
         vmcb: &mut V,
@@ -42,11 +43,30 @@ impl Vcpu<'_> {
             if !self.slot().inbox().is_assigned_to(input.cpu) {
                 self.assign(vmcb, input.cpu, face);
             }
-        } else if let Some(next) = self.settle(vmcb, input.cpu) {
-            return Ok(Entry::not_yet(next));
+            // PPR is right: who changes TPR or ISR changes it as well, a processor with AVIC and every
+            // function here. A guest that stores to its page unseen does not.
+            if self.svr_writes == SvrWrites::Exit
+                && self.has_v_tpr(vmcb)
+                && let Some(prepared) = self.apic.prepare_if_quiet(input.now)
+            {
+                return Ok(Entry::new(prepared, Next::Enter, None, SvrWrites::Exit, input.now));
+            }
+        }
+        Ok(self.make_ready(vmcb, input, settled.is_some()))
+    }
+
+    #[inline(never)]
+    fn make_ready<V: Vmcb + ?Sized>(
+        &mut self,
+        vmcb: &mut V,
+        input: EntryInput,
+        settled: bool,
+    ) -> Entry {
+        if !settled && let Some(next) = self.settle(vmcb, input.cpu) {
+            return Entry::not_yet(next);
         }
         let prepared = self.apic.prepare(input.now);
-        let emulated = settled.is_none() && Face::of(vmcb) == Face::Emulated;
+        let emulated = !settled && Face::of(vmcb) == Face::Emulated;
         let (next, injected) = if prepared.event || emulated {
             self.inject(vmcb, prepared, input)
         } else {
@@ -54,7 +74,7 @@ impl Vcpu<'_> {
         };
         self.store_ppr();
         self.load_v_tpr(vmcb);
-        Ok(Entry::new(prepared, next, injected, self.svr_writes, input.now))
+        Entry::new(prepared, next, injected, self.svr_writes, input.now)
     }
 
     /// Whether an event is to be taken before the entry, and without AVIC what the entry injects.
@@ -143,12 +163,17 @@ impl Vcpu<'_> {
     /// looks at the page is not said.
     #[inline(always)]
     fn load_v_tpr<V: Vmcb + ?Sized>(&self, vmcb: &mut V) {
-        let control = vmcb.interrupt_control();
-        let class = self.slot().page().read(Register::Tpr) as u8 >> 4;
-        // Bits 7:4 beside it are zero.
-        if control.bits() as u8 != class {
-            vmcb.write(Field::InterruptControl, control.with_v_tpr(class).bits());
+        if !self.has_v_tpr(vmcb) {
+            let tpr = self.slot().page().read(Register::Tpr) as u8;
+            let control = vmcb.interrupt_control().with_v_tpr(tpr >> 4);
+            vmcb.write(Field::InterruptControl, control.bits());
         }
+    }
+
+    #[inline(always)]
+    fn has_v_tpr<V: Vmcb + ?Sized>(&self, vmcb: &V) -> bool {
+        // Bits 7:4 beside it are zero.
+        vmcb.interrupt_control().bits() as u8 == self.slot().page().read(Register::Tpr) as u8 >> 4
     }
 }
 

@@ -160,12 +160,23 @@ impl<'s, I: Inbox> LocalApic<'s, I> {
     /// makes the vCPU come here again.
     #[inline]
     pub fn prepare(&mut self, now: u64) -> Prepared {
+        match self.prepare_if_quiet(now) {
+            Some(prepared) => prepared,
+            None => self.prepare_all(now),
+        }
+    }
+
+    /// [`prepare`](Self::prepare) where all it has to do is to collect what is posted: no event, no pin
+    /// that did anything, no upcall owed, no timer due, and the vCPU does not wait. Else `None`, and
+    /// nothing was done.
+    #[inline(always)]
+    pub fn prepare_if_quiet(&mut self, now: u64) -> Option<Prepared> {
         if !self.is_quiet(now) {
-            return self.prepare_all(now);
+            return None;
         }
         self.slot.inbox().collect(self.slot.page());
         let deadline = self.next_deadline();
-        Prepared { deadline, upcall_owed: false, event: false, waits: false }
+        Some(Prepared { deadline, upcall_owed: false, event: false, waits: false })
     }
 
     /// Whether all that [`prepare`](Self::prepare) has to do is to collect what is posted. What another

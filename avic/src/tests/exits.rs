@@ -2,7 +2,7 @@ use std::vec::Vec;
 
 use vlapic_core::{
     AccessKind, Address, Delivery, Destination, Effect, ExitOutcome, Message, Notify, Register,
-    Trigger, Vector, WindowAccess,
+    SvrWrites, Trigger, Vector, WindowAccess,
 };
 
 use super::{CAPS, Options, Rig};
@@ -248,6 +248,7 @@ fn nonsense_is_survived() {
         state
     };
     let mut rig = rig();
+    rig.vcpus[0].set_svr_writes(SvrWrites::Silent { recheck: 1000 });
     for _ in 0..20_000 {
         let page = rig.page(0);
         page.store(random() as u16, random() as u32);

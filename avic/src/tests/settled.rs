@@ -1,6 +1,6 @@
 //! What an entry need not look at again, and each word that it must.
 
-use vlapic_core::{EntryInput, Inbox, Next, Notify, Profile, Register, Trigger, Vector};
+use vlapic_core::{EntryInput, Inbox, Next, Notify, Profile, Register, SvrWrites, Trigger, Vector};
 
 use super::{CAPS, INPUT, Options, Rig};
 use crate::{
@@ -217,18 +217,46 @@ fn events_of_a_settled_vcpu_wait_for_an_injection() {
     assert!(is_settled(&rig, 0));
 }
 
+/// Whoever stores to TPR or ISR has PPR follow; of stores by a guest that nobody was told of, and of
+/// those before AVIC is on, the entry makes good what it missed.
 #[test]
-fn ppr_follows_each_vector_in_service() {
-    let mut rig = settled(Profile::amd(), true);
-    for vector in (16..=255).filter_map(Vector::new) {
-        let page = rig.page(0);
-        page.isr().insert_owned(vector);
+fn ppr_follows_where_nobody_has_seen_to_it() {
+    for (svr_writes, follows) in [
+        (SvrWrites::Exit, false),
+        (SvrWrites::Silent { recheck: 1 }, true),
+        (SvrWrites::Interceptable, true),
+    ] {
+        let mut rig = settled(Profile::amd(), true);
+        rig.vcpus[0].set_svr_writes(svr_writes);
         rig.enter(0);
-        assert_eq!(page.read(Register::Ppr), u32::from(vector.class()));
-        page.isr().remove_owned(vector);
-        rig.enter(0);
-        assert_eq!(page.read(Register::Ppr), 0);
+        for vector in (16..=255).filter_map(Vector::new) {
+            let page = rig.page(0);
+            page.isr().insert_owned(vector);
+            rig.enter(0);
+            let class = if follows { vector.class() } else { 0 };
+            assert_eq!(page.read(Register::Ppr), u32::from(class), "{svr_writes:?}");
+            page.isr().remove_owned(vector);
+            rig.enter(0);
+            assert_eq!(page.read(Register::Ppr), 0);
+        }
     }
+    let mut rig = Options::vcpus(1).build();
+    rig.page(0).isr().insert_owned(Vector::LOWEST);
+    rig.enable(0);
+    rig.enter(0);
+    assert_eq!(rig.page(0).read(Register::Ppr), 0x10);
+}
+
+/// TPR changed by an access that the hypervisor has emulated.
+#[test]
+fn v_tpr_follows_a_settled_vcpu() {
+    let mut rig = settled(Profile::amd(), true);
+    assert!(rig.vcpus[0].apic_mut().write_msr(0x808, 0x57, 0).is_ok());
+    rig.vmcbs[0].store(0x0C0, 0xFFF);
+    rig.enter(0);
+    assert_eq!(rig.vmcbs[0].load(0x060) & 0xFF, 5);
+    assert_eq!(rig.vmcbs[0].load(0x0C0) & 0x808, 0);
+    assert_eq!(rig.page(0).read(Register::Ppr), 0x57);
 }
 
 /// An emulated vCPU is asked at each entry, since what is against AVIC may go as it came.
