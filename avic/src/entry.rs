@@ -104,15 +104,21 @@ impl Vcpu<'_> {
         vmcb: &mut V,
         interruptible: bool,
     ) -> Option<Vector> {
-        let free = vmcb.read(Field::EventInjection) & VALID == 0;
-        let nominated = self.apic.nominate().filter(|_| interruptible && free);
-        let injected = nominated.filter(|&vector| self.apic.commit(vector));
-        if let Some(vector) = injected {
-            vmcb.write(Field::EventInjection, VALID | u64::from(vector.get()));
+        let mut injected = None;
+        let mut waits = false;
+        let mut held_back = false;
+        if self.apic.highest_request().is_some() {
+            let free = vmcb.read(Field::EventInjection) & VALID == 0;
+            let nominated = self.apic.nominate().filter(|_| interruptible && free);
+            injected = nominated.filter(|&vector| self.apic.commit(vector));
+            if let Some(vector) = injected {
+                vmcb.write(Field::EventInjection, VALID | u64::from(vector.get()));
+            }
+            waits = self.apic.nominate().is_some();
+            held_back = !waits && self.held_back_by_tpr();
         }
-        let waits = self.apic.nominate().is_some();
         self.set_window(vmcb, waits || self.external_interrupt_window);
-        self.intercept_cr8_writes(vmcb, !waits && self.held_back_by_tpr());
+        self.intercept_cr8_writes(vmcb, held_back);
         injected
     }
 

@@ -43,7 +43,12 @@ impl Vcpu<'_> {
     /// not accept still delivers what it holds, and its guest has to be able to enable it.
     #[inline]
     pub(crate) fn wanted_face(&self) -> Face {
-        if !self.features.contains(Feature::Avic) || self.inhibits().stop_acceleration() {
+        if !self.features.contains(Feature::Avic) {
+            return Face::Emulated;
+        }
+        // The hypervisor's own reasons are the quickest to see, and those that last.
+        let reasons = self.shared.inhibits().union(self.slot().inbox().inhibits());
+        if reasons.stop_acceleration() || self.inhibits().stop_acceleration() {
             return Face::Emulated;
         }
         match self.slot().mode() {

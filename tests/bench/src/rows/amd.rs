@@ -3,8 +3,8 @@
 use std::hint::black_box;
 
 use avic::{
-    Backing, Capabilities, Exit, Face, Host, LogicalPage, MsrPermissions, PhysicalPage, Resources,
-    Shared, Storage, Vcpu, VmcbPage, Wanted, Whereabouts, Window,
+    Backing, Capabilities, Exit, Face, Host, Inhibit, LogicalPage, MsrPermissions, PhysicalPage,
+    Resources, Shared, Storage, Vcpu, VmcbPage, Wanted, Whereabouts, Window,
 };
 use vlapic_core::{ApicPage, Effect, EntryInput, ExitOutcome, Next, Profile, Slot, Trigger, Vm};
 use vlapic_hal::fake::VirtualIsPhysical;
@@ -25,6 +25,7 @@ pub(super) fn rows() -> Vec<Row> {
     ];
     for mode in [Mode::XApic, Mode::X2Apic] {
         rows.push(entry(mode));
+        rows.push(inhibited_entry(mode));
         rows.push(not_ours(mode));
         rows.push(incomplete_ipi(mode));
         rows.push(trap(mode));
@@ -62,6 +63,18 @@ fn post(name: &str, what: &'static str, running: bool, pending: bool) -> Row {
 fn entry(mode: Mode) -> Row {
     row("entry", mode, "before entry, nothing to do", move || {
         Contender::new("ours", Subject::new(mode), |subject, _| subject.enter())
+    })
+}
+
+/// As on a processor without AVIC: interrupts would be injected.
+fn inhibited_entry(mode: Mode) -> Row {
+    let what = "before entry, nothing to do, AVIC inhibited";
+    row("entry-inhibited", mode, what, move || {
+        let subject = Subject::new(mode);
+        subject.shared.inhibit(Inhibit::Disabled).for_each(|told| {
+            let _ = black_box(told);
+        });
+        Contender::new("ours", subject, |subject, _| subject.enter())
     })
 }
 
