@@ -46,7 +46,8 @@ pub(super) fn begin(
 ) -> Result<(), Failure> {
     const ENABLED: u32 = 0x1ff;
     let x2apic = setting.mode == Mode::X2Apic;
-    let slots = reference_slots(machine.config.profile);
+    // As many as in the VM: who wins among equals depends on it.
+    let slots = &reference_slots(machine.config.profile)[..machine.slots.len()];
     let reference = Reference::new(slots, x2apic, setting.level.delivers())
         .ok_or(Failure::Wrong("no reference"))?;
     for page in [machine.slots[1].page(), reference.page(1)] {
