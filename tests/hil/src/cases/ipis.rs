@@ -220,7 +220,7 @@ pub(super) fn configure(line: &CommandLine) {
     rounds.inspect(|&rounds| STORM.store(rounds, Ordering::Relaxed));
     if line.has("one-thread") {
         println!(
-            "HIL-BUG name=Q5 note=VMRUN may lose what another CPU requests at that moment: one thread for all CPUs"
+            "HIL-BUG name=Q5 note=with a thread for each CPU a #VMEXIT may come outside guest mode: one thread for all"
         );
     }
 }
