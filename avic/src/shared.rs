@@ -134,7 +134,7 @@ impl<'s> Shared<'s> {
         if self.routes.is_empty() {
             return;
         }
-        // Whereabouts were stored before routes are looked at; pairs with the fences in
+        // Whereabouts were stored before routes are looked at; pairs with the fence in
         // `Route::attach`.
         fence(Ordering::SeqCst);
         for route in self.routes {

@@ -1,12 +1,12 @@
 //! `Route::attach` of the AVIC driver under loom: a device's entry is given to a vCPU that comes or goes at that moment,
-//! while the device interrupts. A reduced copy of `attach` (`route.rs`) and of `reassign` and `depart` (`entry.rs`) in
-//! `avic`, in the same order; change both together.
+//! while the device interrupts. A reduced copy of `attach` (`route.rs`), of `assign` and `depart`
+//! (`run_state.rs`) and of `Shared::steer` in `avic`, in the same order; change both together.
 //!
 //! Run as it is, and once with each step left out: then loom finds the order of events in which the entry stays wrong or
 //! an interrupt is lost.
 
 use loom::sync::Arc;
-use loom::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
+use loom::sync::atomic::Ordering::{AcqRel, Relaxed, Release, SeqCst};
 use loom::sync::atomic::{AtomicBool, AtomicU32, fence};
 use loom::thread;
 
@@ -117,9 +117,9 @@ impl Machine {
         }
     }
 
-    /// `Vcpu::reassign` and `Vcpu::depart`, and the look at IRR that follows: whether it is set.
+    /// `Vcpu::assign` and `Vcpu::depart`, and the look at IRR that follows: whether it is set.
     fn move_to(&self, whereabouts: u32) -> bool {
-        self.whereabouts.store(whereabouts, SeqCst);
+        self.whereabouts.store(whereabouts, Release);
         self.fence_unless(OwnersFence);
         if self.target.load(SeqCst) && self.missing != Steering {
             self.steer(whereabouts);
