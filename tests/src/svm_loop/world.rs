@@ -88,7 +88,7 @@ impl<'m> World<'m> {
 
     /// What has not come by now does not come.
     pub(super) fn is_late(&self) -> bool {
-        self.start.elapsed() > Duration::from_secs(20)
+        self.start.elapsed() > Duration::from_secs(120)
     }
 
     pub(super) fn runner(&self, index: usize) -> &Runner {
